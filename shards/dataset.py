@@ -1,0 +1,122 @@
+"""A dataset: a folder of committed shards, and the summaries that `finish` derives from their indexes."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shards.errors import UserError
+from shards.index import index_metadata, read_index
+from shards.json_object import parse_json_object
+from shards.storage import LEFTOVER_AGE_SECONDS, Storage
+from shards.writer import recover_failures, temporary_names
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSummary:
+    """What `dataset.json` says of one shard."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    description: dict[str, Any]
+    """What the caller of `finish` says of the shard's samples, such as a histogram of their labels."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `dataset.json`."""
+        fields = asdict(self)
+        return fields | fields.pop("description")
+
+
+def shard_names(storage: Storage) -> list[str]:
+    """Names of the committed tars, sorted."""
+    return storage.names(".tar")
+
+
+def finish(
+    storage: Storage,
+    *,
+    describe_shard: Callable[[pa.Table], dict[str, Any]],
+    describe_dataset: Callable[[Sequence[ShardSummary]], dict[str, Any]],
+) -> list[ShardSummary]:
+    """Index every shard and write the summaries that other tools read; drop what dead writers left behind.
+
+    Writes `dataset.json` (ours: what `describe_dataset` says, and per shard its samples, bytes, sha256 and what
+    `describe_shard` says of its index), `_info.json` (timm's reader) and `sizes.json` (open_clip's and webdataset's).
+    Doing it again changes nothing.
+    """
+    summaries = []
+    committed: set[str] = set()
+    for name in shard_names(storage):
+        stem = name.removesuffix(".tar")
+        recover_failures(storage, stem)
+        committed.update(temporary_names(stem))
+        index = read_index(storage, name)
+        metadata = index_metadata(index)
+        summaries.append(
+            ShardSummary(
+                name=name,
+                samples=index.num_rows,
+                bytes=int(metadata["tar_bytes"]),
+                sha256=metadata["tar_sha256"],
+                description=describe_shard(index),
+            )
+        )
+    storage.discard_leftovers(LEFTOVER_AGE_SECONDS, committed)
+    _write_json(storage, "_info.json", _timm_info(summaries))
+    _write_json(storage, "sizes.json", {shard.name: shard.samples for shard in summaries})
+    _write_json(
+        storage,
+        "dataset.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            **describe_dataset(summaries),
+            "shards": [shard.to_json() for shard in summaries],
+        },
+    )
+    return summaries
+
+
+def read_dataset(storage: Storage) -> dict[str, Any]:
+    """The `dataset.json` of a finished dataset. Raises UserError if it is not finished or of a later version."""
+    try:
+        content = storage.read("dataset.json")
+    except FileNotFoundError:
+        raise UserError(
+            f"{storage.url}: no dataset.json, so this dataset is not finished",
+            "run `xmodal label` to its end first",
+        ) from None
+    dataset = parse_json_object(content, f"{storage.url}/dataset.json", "run `xmodal label` again")
+    if dataset.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{storage.url}/dataset.json: schema_version: {dataset.get('schema_version')!r} is not {SCHEMA_VERSION}",
+            "use the version of xmodal that wrote this dataset",
+        )
+    return dataset
+
+
+def failures(storage: Storage) -> list[dict[str, Any]]:
+    """What gave no sample: the lines of all failures files, in the order of the shards."""
+    return [json.loads(line) for name in storage.names(".failures.jsonl") for line in storage.read(name).splitlines()]
+
+
+def _timm_info(summaries: list[ShardSummary]) -> dict[str, Any]:
+    return {
+        "splits": {
+            "train": {
+                "name": "train",
+                "num_samples": sum(shard.samples for shard in summaries),
+                "filenames": [shard.name for shard in summaries],
+                "shard_lengths": [shard.samples for shard in summaries],
+            }
+        }
+    }
+
+
+def _write_json(storage: Storage, name: str, value: Any) -> None:
+    storage.replace(name, json.dumps(value, indent=2).encode() + b"\n")

@@ -1,0 +1,164 @@
+"""The index of a shard: where each member lies in the tar, and the JSON's fields as columns.
+
+It is derived from the tar alone, so a lost or stale one is rebuilt, and any WebDataset can be indexed. It is kept as
+Parquet beside the tar (`000123.tar` → `000123.parquet`), with the tar's size and sha256 in the file's metadata.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import UserError
+from shards.storage import Storage
+from shards.writer import IMAGE_EXTENSIONS
+
+INDEX_VERSION = "1"
+_LOCATION_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image_ext", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_length", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_length", pa.int64()),
+        ("txt_offset", pa.int64()),
+        ("txt_length", pa.int64()),
+    ]
+)
+
+
+def index_name(tar_name: str) -> str:
+    """`000123.tar` → `000123.parquet`."""
+    return tar_name.removesuffix(".tar") + ".parquet"
+
+
+def read_index(storage: Storage, tar_name: str) -> pa.Table:
+    """The index of a committed tar, one row a sample in the tar's order; made or rebuilt where it is not of this tar.
+
+    Columns: `key, image_ext, {image,json,txt}_{offset,length}` (bytes; null where there is no such member), then the
+    JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`. Raises UserError if the tar cannot be read.
+    """
+    name = index_name(tar_name)
+    if storage.exists(name):
+        table = _read_table(storage.read(name))
+        if table is not None and _is_of(index_metadata(table), storage.size(tar_name)):
+            return table
+    table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
+    storage.replace(name, _write_table(table))
+    return table
+
+
+def index_metadata(table: pa.Table) -> dict[str, str]:
+    """The `tar_bytes`, `tar_sha256` and `index_version` of an index."""
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def _is_of(metadata: dict[str, str], tar_bytes: int) -> bool:
+    return metadata.get("tar_bytes") == str(tar_bytes) and metadata.get("index_version") == INDEX_VERSION
+
+
+def build_index(tar: bytes, url: str) -> pa.Table:
+    """Index the bytes of a tar; `url` names it in errors. Raises UserError if it is no tar or is cut off."""
+    locations: list[dict[str, Any]] = []
+    fields: list[dict[str, Any]] = []
+    try:
+        for key, members in _samples(tar):
+            image_ext = next((ext for ext in IMAGE_EXTENSIONS if ext in members), None)
+            if image_ext is None:
+                continue
+            locations.append(_locate(key, members, image_ext))
+            fields.append(_read_fields(tar, members.get("json")))
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{url}: not a whole tar file: {error}", "fetch or write this shard again") from error
+    table = pa.Table.from_pylist(locations, schema=_LOCATION_SCHEMA)
+    for name in sorted({name for sample in fields for name in sample} - set(_LOCATION_SCHEMA.names)):
+        table = table.append_column(name, _to_column([sample.get(name) for sample in fields]))
+    return table.replace_schema_metadata(
+        {
+            "index_version": INDEX_VERSION,
+            "tar_bytes": str(len(tar)),
+            "tar_sha256": hashlib.sha256(tar).hexdigest(),
+        }
+    )
+
+
+def _samples(tar: bytes) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Group a tar's members as WebDataset does: neighbours that agree up to the first dot of their last name.
+
+    Yields each sample's key and, by extension, the offset and length of its members.
+    """
+    last_key: str | None = None
+    members: dict[str, tuple[int, int]] = {}
+    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            path = PurePosixPath(member.name)
+            stem, _, extension = path.name.partition(".")
+            key = str(path.with_name(stem)) if stem else member.name
+            if key != last_key:
+                if last_key is not None:
+                    yield last_key, members
+                last_key, members = key, {}
+            members[extension.lower()] = (member.offset_data, member.size)
+        # tarfile stops without a word at a damaged header and where a file ends between two members.
+        if tar[archive.offset : archive.offset + tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
+            raise EOFError(f"no member and no end mark at byte {archive.offset}")
+    if last_key is not None:
+        yield last_key, members
+
+
+def _locate(key: str, members: dict[str, tuple[int, int]], image_ext: str) -> dict[str, Any]:
+    location: dict[str, Any] = {"key": key, "image_ext": image_ext}
+    for column, extension in (("image", image_ext), ("json", "json"), ("txt", "txt")):
+        location[f"{column}_offset"], location[f"{column}_length"] = members.get(extension, (None, None))
+    return location
+
+
+def _read_fields(tar: bytes, place: tuple[int, int] | None) -> dict[str, Any]:
+    if place is None:
+        return {}
+    offset, length = place
+    try:
+        fields = json.loads(tar[offset : offset + length])
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _to_column(values: list[Any]) -> pa.Array:
+    """Values of one JSON field as a column; as JSON text where they have no common type that Parquet holds."""
+    try:
+        column = pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError):
+        column = None
+    if column is None or _has_empty_struct(column.type):
+        column = pa.array([None if value is None else json.dumps(value) for value in values])
+    return column
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Whether there is a struct without fields in it, from `{}`: Parquet has none."""
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_has_empty_struct(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
+
+
+def _write_table(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _read_table(content: bytes) -> pa.Table | None:
+    try:
+        return pq.read_table(io.BytesIO(content))
+    except (pa.ArrowInvalid, OSError):
+        return None

@@ -1,0 +1,25 @@
+"""The JSON documents that stages leave for each other: reading them, and what they may hold."""
+
+import json
+import math
+from typing import Any
+
+from shards.errors import UserError
+
+
+def parse_json_object(content: bytes | str, name: str, remedy: str) -> dict[str, Any]:
+    """The object that a document holds. Raises UserError, with the document's `name`, if it holds none."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not JSON: {error}", remedy) from error
+    if not isinstance(document, dict):
+        raise UserError(f"{name}: holds no JSON object", remedy)
+    return document
+
+
+def without_nan(value: Any) -> Any:
+    """The value with null for what is no finite number, inside objects too: strict readers of JSON know no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,193 @@
+"""Where shards, indexes and views lie: one small interface, so that no other module opens a path by itself.
+
+Local folders are implemented here; `s3://` is refused with a clear error until object storage is supported.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from shards.errors import UserError
+
+TEMPORARY_PREFIX = ".tmp-"
+LEFTOVER_AGE_SECONDS = 3600.0
+"""A temporary file this old belongs to a writer that died: another run may be writing the younger ones."""
+
+
+class Storage(Protocol):
+    """A flat folder of objects with names without slashes."""
+
+    url: str
+
+    def read(self, name: str) -> bytes:
+        """Read a whole object. Raises FileNotFoundError if there is none."""
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Read `length` bytes from `offset`. Raises OSError if the object ends before."""
+
+    def size(self, name: str) -> int:
+        """Size of an object in bytes. Raises FileNotFoundError if there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether an object of this name is visible."""
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Visible objects whose names end with `suffix`, sorted."""
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Put a small object under `name`, in one step, whether or not there was one."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; none there is no error."""
+
+    def new_temporary(self, name: str) -> Path:
+        """A local path to write to, to be given to `commit` or `discard`."""
+
+    def commit(self, temporary: Path, name: str) -> bool:
+        """Make a finished temporary file visible as `name`, durably and only once.
+
+        Returns False, and drops the file, if another writer was first.
+        """
+
+    def discard(self, temporary: Path) -> None:
+        """Drop a temporary file."""
+
+    def discard_leftovers(self, min_age_seconds: float, committed: Collection[str] = ()) -> int:
+        """Drop temporary files that nobody wrote to for so long: those of writers that died. Returns how many.
+
+        Those for a name in `committed` go whatever their age: should their writer live, it has lost.
+        """
+
+
+class LocalStorage:
+    """A folder on a local or shared POSIX file system with hard links."""
+
+    def __init__(self, folder: str | os.PathLike[str], *, create: bool = False) -> None:
+        self.folder = Path(folder)
+        self.url = str(folder)
+        if create:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be a folder: {error.strerror}", "give another path") from error
+
+    def read(self, name: str) -> bytes:
+        """Read a whole object. Raises FileNotFoundError if there is none."""
+        return (self.folder / name).read_bytes()
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Read `length` bytes from `offset`. Raises OSError if the object ends before."""
+        with open(self.folder / name, "rb", buffering=0) as file:
+            content = os.pread(file.fileno(), length, offset)
+            while len(content) < length:
+                more = os.pread(file.fileno(), length - len(content), offset + len(content))
+                if not more:
+                    raise OSError(f"{self.folder / name}: ends before byte {offset + length}")
+                content += more
+        return content
+
+    def size(self, name: str) -> int:
+        """Size of an object in bytes. Raises FileNotFoundError if there is none."""
+        return (self.folder / name).stat().st_size
+
+    def exists(self, name: str) -> bool:
+        """Whether an object of this name is visible."""
+        return (self.folder / name).is_file()
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Visible objects whose names end with `suffix`, sorted."""
+        return sorted(self._listing(suffix))
+
+    def _listing(self, suffix: str) -> Iterator[str]:
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(suffix) and not entry.name.startswith(".") and entry.is_file():
+                    yield entry.name
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Put a small object under `name`, in one step, whether or not there was one."""
+        temporary = self.new_temporary(name)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+        self._sync_folder()
+
+    def delete(self, name: str) -> None:
+        """Remove an object; none there is no error."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def new_temporary(self, name: str) -> Path:
+        """A local path to write to, to be given to `commit` or `discard`."""
+        # In the same folder, because a hard link cannot cross file systems; with a leading dot, because then no
+        # glob of a reader ("*.tar") matches it.
+        return self.folder / f"{TEMPORARY_PREFIX}{name}-{uuid.uuid4().hex}"
+
+    def commit(self, temporary: Path, name: str) -> bool:
+        """Make a finished temporary file visible as `name`, durably and only once.
+
+        Returns False, and drops the file, if another writer was first.
+        """
+        try:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            # link() fails if the name exists, where rename() would replace it: whoever commits first wins, and a
+            # late duplicate of the same unit can never overwrite a shard that a reader may have open.
+            os.link(temporary, self.folder / name)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            # Swept away, as a leftover of a name that another writer had committed by then.
+            if self.exists(name):
+                return False
+            raise
+        finally:
+            self.discard(temporary)
+        self._sync_folder()
+        return True
+
+    def discard(self, temporary: Path) -> None:
+        """Drop a temporary file."""
+        temporary.unlink(missing_ok=True)
+
+    def discard_leftovers(self, min_age_seconds: float, committed: Collection[str] = ()) -> int:
+        """Drop temporary files that nobody wrote to for so long: those of writers that died. Returns how many.
+
+        Those for a name in `committed` go whatever their age: should their writer live, it has lost.
+        """
+        num_dropped = 0
+        for leftover in self.folder.glob(TEMPORARY_PREFIX + "*"):
+            name = leftover.name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]
+            try:
+                if name in committed or time.time() - leftover.stat().st_mtime >= min_age_seconds:
+                    leftover.unlink()
+                    num_dropped += 1
+            except FileNotFoundError:  # its writer was faster
+                continue
+        return num_dropped
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def open_storage(url: str | os.PathLike[str], *, create: bool = False) -> Storage:
+    """The storage behind a local path. Raises UserError for a scheme that is not supported or a missing folder."""
+    text = os.fspath(url)
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme != "file":
+        raise UserError(
+            f"{text}: storage scheme {scheme!r} is not supported yet",
+            "give a local folder, or one on a shared file system",
+        )
+    folder = text.removeprefix("file://")
+    if not create and not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder", "check the path, or run the stage that makes it first")
+    return LocalStorage(folder, create=create)

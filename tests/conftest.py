@@ -1,0 +1,28 @@
+"""Fixtures that several folders share; being here, it also puts tests/ on the path, for the helpers beside it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import web_server
+
+# No test asks the internet for a model. Read once, when huggingface_hub is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def server() -> Iterator[web_server.WebServer]:
+    """A web server on a free port, to be told how to answer."""
+    with web_server.serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ray_folder() -> Iterator[Path]:
+    """Where the Rays of the tests keep their files; short, since the names of sockets are at most 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,428 @@
+"""The streams: elastic over ranks and workers, exact when resumed, steady when pictures are damaged."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_pictures import jpeg
+
+from shards.decode import AugmentConfig, decode_rgb, eval_pixels
+from shards.errors import ConfigError, UserError
+from shards.stream import Batch, EvalStream, StreamConfig, TrainStream, normalise, padded_batches
+from shards.view import View
+
+MakeView = Callable[..., View]
+CONFIG = StreamConfig(num_lanes=4, shards_per_block=2, num_workers=0, seed=11)
+# 41 samples to train: 10 a lane, so 5 steps of 8 an epoch, and one sample is left out.
+STEPS = 5
+
+
+def train(view: View, config: StreamConfig = CONFIG, **options: Any) -> TrainStream:
+    options = {"size": 16, "augment": AugmentConfig(color_jitter=0.2), "global_batch_size": 8} | options
+    return TrainStream(view, config=config, **options)
+
+
+def steps(stream: TrainStream, count: int) -> Iterator[list[Batch]]:
+    """The next `count` steps, over as many epochs as they take."""
+    while count:
+        for step in stream:
+            yield step
+            count -= 1
+            if not count:
+                return
+
+
+def joined(batches: list[Batch]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    return (
+        [row for batch in batches for row in batch.rows.tolist()],
+        torch.cat([batch.pixels for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
+    )
+
+
+def assert_equal(one: list[Batch], other: list[Batch]) -> None:
+    """The same samples in the same order with the same pixels, however they are cut into batches."""
+    (rows, pixels, targets), (other_rows, other_pixels, other_targets) = joined(one), joined(other)
+    assert rows == other_rows
+    assert torch.equal(pixels, other_pixels)
+    assert torch.equal(targets, other_targets)
+
+
+def assert_runs_equal(one: list[list[Batch]], other: list[list[Batch]]) -> None:
+    assert len(one) == len(other)
+    for step, other_step in zip(one, other, strict=True):
+        assert_equal(step, other_step)
+
+
+def damage(view: View, rows: list[int], split: str = "train") -> list[str]:
+    """Overwrite the pictures of a split's rows within their committed tars. Returns their keys."""
+    table = view.split(split).rows
+    keys = []
+    for row in rows:
+        place = table.slice(row, 1).to_pylist()[0]
+        with open(Path(view.datasets[0].url, place["shard"]), "r+b") as file:
+            file.seek(place["image_offset"])
+            file.write(bytes(place["image_length"]))
+        keys.append(place["key"])
+    return keys
+
+
+def test_a_batch_holds_what_a_model_and_its_loss_take(view: View) -> None:
+    stream = train(view, micro_batches=2)
+    targets = view.split("train").rows["target"].to_pylist()
+    for step in stream:
+        assert len(step) == 2
+        for batch in step:
+            assert batch.pixels.shape == (4, 3, 16, 16)
+            assert batch.pixels.dtype == torch.uint8
+            assert batch.targets.dtype == torch.float32
+            assert batch.rows.dtype == torch.int64
+            assert batch.mask.tolist() == [True] * 4
+            assert batch.replaced == []
+            assert torch.equal(batch.targets, torch.tensor([targets[row] for row in batch.rows]))
+
+
+def test_pixels_are_those_of_the_samples_row(view: View) -> None:
+    plain = AugmentConfig(min_crop_area=1, max_crop_aspect=1, flip=False)
+    keys = view.split("train").rows["key"].to_pylist()
+    for [batch] in train(view, augment=plain):
+        for row, pixels in zip(batch.rows.tolist(), batch.pixels, strict=True):
+            image = decode_rgb(jpeg(44, 36, seed=int(keys[row][4:8])), min_side=16)
+            assert np.array_equal(pixels.numpy(), eval_pixels(image, 16))
+
+
+def test_an_epoch_has_each_sample_at_most_once_and_others_follow_in_another_order(view: View) -> None:
+    stream = train(view)
+    epochs = []
+    for epoch in range(3):
+        assert stream.state_dict() | {"epoch": epoch, "step": 0} == stream.state_dict()
+        epochs.append([row for step in stream for batch in step for row in batch.rows.tolist()])
+        assert len(set(epochs[-1])) == len(epochs[-1]) == 8 * STEPS
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_same_row_looks_different_in_another_epoch(view: View) -> None:
+    stream = train(view)
+    seen: dict[int, list[torch.Tensor]] = {}
+    for step in steps(stream, 2 * STEPS):
+        for row, pixels in zip(step[0].rows.tolist(), step[0].pixels, strict=True):
+            seen.setdefault(row, []).append(pixels)
+    twice = [pictures for pictures in seen.values() if len(pictures) == 2]
+    assert len(twice) > 30
+    assert not any(torch.equal(*pictures) for pictures in twice)
+
+
+def test_one_rank_with_two_micro_batches_equals_two_ranks_with_one(view: View) -> None:
+    alone = list(steps(train(view, micro_batches=2), 2 * STEPS))
+    pair = [list(steps(train(view, rank=rank, world_size=2), 2 * STEPS)) for rank in range(2)]
+    for step, [first], [second] in zip(alone, *pair, strict=True):
+        for micro_batch, batch in zip(step, (first, second), strict=True):
+            assert_equal([micro_batch], [batch])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_global_batches_are_the_same_for_every_number_of_ranks(view: View, world_size: int, micro_batches: int) -> None:
+    ranks = [
+        list(train(view, rank=rank, world_size=world_size, micro_batches=micro_batches)) for rank in range(world_size)
+    ]
+    assert {len(run) for run in ranks} == {STEPS}
+    together = [[batch for step in parts for batch in step] for parts in zip(*ranks, strict=True)]
+    assert_runs_equal(together, list(train(view)))
+
+
+def test_any_number_of_workers_gives_the_same_batches(view: View) -> None:
+    expected = list(steps(train(view, micro_batches=2), 2 * STEPS))
+    for num_workers in (1, 2):
+        config = replace(CONFIG, num_workers=num_workers)
+        assert_runs_equal(list(steps(train(view, config, micro_batches=2), 2 * STEPS)), expected)
+
+
+@pytest.mark.parametrize("done", [1, 3, STEPS - 1, STEPS, STEPS + 2])
+def test_a_resumed_stream_goes_on_as_the_unbroken_one_over_the_end_of_epochs(view: View, done: int) -> None:
+    unbroken = list(steps(train(view), 3 * STEPS))
+    stream = train(view)
+    list(steps(stream, done))
+    resumed = train(view)
+    resumed.load_state_dict(stream.state_dict())
+    assert_runs_equal(list(steps(resumed, 3 * STEPS - done)), unbroken[done:])
+
+
+def test_a_stream_with_workers_resumes_where_training_stood_not_where_the_workers_did(view: View) -> None:
+    unbroken = list(steps(train(view), 2 * STEPS))
+    config = replace(CONFIG, num_workers=2)
+    stream = train(view, config)
+    list(steps(stream, 2))
+    assert (stream.state_dict()["epoch"], stream.state_dict()["step"]) == (0, 2)
+    resumed = train(view, config)
+    resumed.load_state_dict(stream.state_dict())
+    assert_runs_equal(list(steps(resumed, 2 * STEPS - 2)), unbroken[2:])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 4), (4, 2)])
+def test_a_stream_resumes_with_another_number_of_ranks(view: View, before: int, after: int) -> None:
+    unbroken = list(steps(train(view), 2 * STEPS))
+    states = []
+    for rank in range(before):
+        stream = train(view, rank=rank, world_size=before)
+        list(steps(stream, 3))
+        states.append(stream.state_dict())
+    assert all(state == states[0] for state in states)
+    ranks = []
+    for rank in range(after):
+        stream = train(view, rank=rank, world_size=after)
+        stream.load_state_dict(states[0])
+        ranks.append(list(steps(stream, 2 * STEPS - 3)))
+    together = [[batch for step in parts for batch in step] for parts in zip(*ranks, strict=True)]
+    assert_runs_equal(together, unbroken[3:])
+
+
+def test_iterating_again_after_a_break_goes_on_with_the_next_step(view: View) -> None:
+    unbroken = list(train(view))
+    stream = train(view)
+    parts = list(steps(stream, 2))
+    assert_runs_equal(parts + list(stream), unbroken)
+
+
+def test_a_state_is_a_few_plain_values(view: View) -> None:
+    state = train(view).state_dict()
+    assert len(state) < 10
+    assert all(type(value) in (int, str) for value in state.values())
+
+
+def test_iterating_leaves_torchs_random_numbers_alone(view: View) -> None:
+    # Else drop path and dropout would differ between a resumed run and an unbroken one.
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(steps(train(view), STEPS + 1))
+    list(EvalStream(view, split="val", size=16, batch_size=4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "options"),
+    [
+        ("seed", replace(CONFIG, seed=12), {}),
+        ("num_lanes", replace(CONFIG, num_lanes=2), {}),
+        ("shards_per_block", replace(CONFIG, shards_per_block=3), {}),
+        ("samples_per_lane_and_step", CONFIG, {"global_batch_size": 16}),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_by_name(
+    view: View, name: str, config: StreamConfig, options: dict[str, Any]
+) -> None:
+    stream = train(view)
+    list(steps(stream, 2))
+    other = train(view, config, **options)
+    with pytest.raises(UserError, match=f"the stream's {name} was") as caught:
+        other.load_state_dict(stream.state_dict())
+    assert caught.value.remedy
+    assert (other.epoch, other.step) == (0, 0)
+
+
+def test_a_state_of_another_view_is_refused(
+    view: View, finished_dataset: Path, tmp_path: Path, make_view: MakeView
+) -> None:
+    other = make_view(finished_dataset, tmp_path / "view", view.table.slice(1))
+    with pytest.raises(UserError, match="fingerprint"):
+        train(other).load_state_dict(train(view).state_dict())
+
+
+def test_the_number_of_workers_and_micro_batches_may_change_on_resume(view: View) -> None:
+    unbroken = list(train(view))
+    stream = train(view, micro_batches=4)
+    list(steps(stream, 2))
+    resumed = train(view, replace(CONFIG, num_workers=1), micro_batches=2)
+    resumed.load_state_dict(stream.state_dict())
+    assert_runs_equal(list(resumed), unbroken[2:])
+
+
+def test_an_undecodable_picture_is_replaced_by_one_of_its_lane_and_counted(
+    view_copy: View, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = list(train(view_copy))
+    stream = train(view_copy)
+    order = stream.order(0)
+    lanes = {int(row): lane for lane in range(4) for row in order.rows(lane, np.arange(order.samples_per_lane))}
+    bad = [before[0][0].rows.tolist()[3], before[2][0].rows.tolist()[0]]
+    keys = damage(view_copy, bad)
+    after = list(stream)
+    assert len(after) == STEPS
+    assert [key for [batch] in after for key in batch.replaced] == keys
+    assert (stream.num_replaced, stream.num_read) == (2, 8 * STEPS + 2)
+    assert all(f"{key}: cannot be decoded" in caplog.text for key in keys)
+    for [old], [new] in zip(before, after, strict=True):
+        for place, (row, new_row) in enumerate(zip(old.rows.tolist(), new.rows.tolist(), strict=True)):
+            if row in bad:
+                assert new_row not in bad
+                assert lanes[new_row] == lanes[row]
+                assert new.pixels[place].any()
+            else:
+                assert new_row == row
+                assert torch.equal(new.pixels[place], old.pixels[place])
+        assert new.mask.all()
+
+
+def test_replacements_are_the_same_for_any_ranks_and_workers_and_after_a_resume(view_copy: View) -> None:
+    damage(view_copy, [2, 7, 19, 30])
+    expected = list(steps(train(view_copy), 2 * STEPS))
+    assert sum(len(batch.replaced) for step in expected for batch in step) >= 6
+    ranks = [
+        list(steps(train(view_copy, replace(CONFIG, num_workers=rank), rank=rank, world_size=2), 2 * STEPS))
+        for rank in range(2)
+    ]
+    assert_runs_equal([first + second for first, second in zip(*ranks, strict=True)], expected)
+    resumed = train(view_copy)
+    resumed.load_state_dict(train(view_copy).state_dict() | {"epoch": 1, "step": 2})
+    assert_runs_equal(list(resumed), expected[STEPS + 2 :])
+
+
+def test_more_undecodable_pictures_than_the_allowed_share_are_a_users_error(view_copy: View) -> None:
+    damage(view_copy, list(range(0, 41, 2)))
+    with pytest.raises(UserError, match=r"could not be decoded, more than stream.max_replaced_share = 0.01") as caught:
+        list(train(view_copy))
+    assert "stream.max_replaced_share" in caught.value.remedy
+
+
+def test_a_share_that_is_allowed_is_no_error(view_copy: View) -> None:
+    damage(view_copy, list(range(0, 41, 2)))
+    stream = train(view_copy, replace(CONFIG, max_replaced_share=1))
+    assert len(list(stream)) == STEPS
+    assert stream.num_replaced > 10
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_lane_without_a_decodable_picture_is_a_users_error(view_copy: View, num_workers: int) -> None:
+    damage(view_copy, list(range(41)))
+    with pytest.raises(UserError, match="others of its lane cannot be decoded") as caught:
+        list(train(view_copy, replace(CONFIG, num_workers=num_workers)))
+    assert "check the shards" in caught.value.remedy
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_is_gone_is_a_users_error_that_names_it(view_copy: View, num_workers: int) -> None:
+    Path(view_copy.datasets[0].url, "000005.tar").unlink()
+    with pytest.raises(UserError, match=r"000005\.tar: this shard of the view is not there"):
+        list(train(view_copy, replace(CONFIG, num_workers=num_workers)))
+
+
+def test_too_few_samples_for_one_global_batch_are_a_users_error(view: View) -> None:
+    with pytest.raises(UserError, match="41 samples in train do not fill a global batch of 44") as caught:
+        train(view, global_batch_size=44)
+    assert "lower global_batch_size" in caught.value.remedy
+
+
+def test_as_many_samples_as_one_global_batch_are_enough(view: View) -> None:
+    stream = train(view, global_batch_size=40)
+    assert stream.steps_per_epoch == 1
+    assert [len(set(batch.rows.tolist())) for [batch] in steps(stream, 2)] == [40, 40]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"world_size": 3}, "4 lanes cannot be shared equally by 3 ranks"),
+        ({"global_batch_size": 10}, "global_batch_size: 10 cannot take the same number"),
+        ({"micro_batches": 3}, "8 samples a rank cannot be cut into 3 equal micro-batches"),
+        ({"split": "test"}, "split 'test' has no samples"),
+    ],
+)
+def test_a_division_that_does_not_come_out_is_a_users_error(view: View, options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError, match=what) as caught:
+        train(view, **options)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_lanes", 0),
+        ("shards_per_block", 0),
+        ("num_workers", -1),
+        ("max_replaced_share", 1.5),
+        ("max_replaced_share", -0.1),
+        ("seed", -1),
+    ],
+)
+def test_a_stream_setting_that_cannot_be_is_an_error_that_names_it(name: str, value: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        StreamConfig(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.key == name
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_in_evaluation_every_sample_counts_exactly_once(view: View, world_size: int, batch_size: int) -> None:
+    streams = [
+        EvalStream(view, split="val", size=16, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    batches = [list(stream) for stream in streams]
+    assert {len(run) for run in batches} == {len(streams[0])}
+    counted = []
+    for batch in (batch for run in batches for batch in run):
+        assert batch.pixels.shape == (batch_size, 3, 16, 16)
+        assert torch.equal(batch.mask, batch.rows >= 0)
+        counted += batch.rows[batch.mask].tolist()
+    assert counted == list(range(11))
+
+
+def test_evaluation_pixels_and_targets_are_those_of_the_row(view: View) -> None:
+    rows = view.split("val").rows.to_pylist()
+    for batch in EvalStream(view, split="val", size=16, crop_share=0.9, batch_size=4):
+        for place, row in enumerate(batch.rows.tolist()):
+            if row < 0:
+                assert not batch.pixels[place].any()
+                continue
+            image = decode_rgb(jpeg(44, 36, seed=int(rows[row]["key"][4:8])), min_side=18)
+            assert np.array_equal(batch.pixels[place].numpy(), eval_pixels(image, 16, 0.9))
+            assert torch.equal(batch.targets[place], torch.tensor(rows[row]["target"]))
+
+
+def test_evaluation_of_a_middle_part_loses_no_detail_to_scaled_decoding(view: View) -> None:
+    # Half of the shorter side is 18 pixels; a JPEG decoded at half its size would have 9 of them.
+    key = view.split("val").rows["key"][0].as_py()
+    [pixels, *_] = next(iter(EvalStream(view, split="val", size=16, crop_share=0.5, batch_size=1))).pixels
+    whole = decode_rgb(jpeg(44, 36, seed=int(key[4:8])))
+    assert np.array_equal(pixels.numpy(), eval_pixels(whole, 16, 0.5))
+
+
+def test_evaluation_with_workers_gives_the_same_batches(view: View) -> None:
+    expected = list(EvalStream(view, split="val", size=16, batch_size=4))
+    got = list(EvalStream(view, split="val", size=16, batch_size=4, num_workers=2))
+    assert_runs_equal([[batch] for batch in got], [[batch] for batch in expected])
+
+
+def test_an_evaluation_stream_can_be_passed_over_again(view: View) -> None:
+    stream = EvalStream(view, split="val", size=16, batch_size=4)
+    assert_equal(list(stream), list(stream))
+
+
+def test_in_evaluation_an_undecodable_picture_is_masked_and_named(view_copy: View) -> None:
+    keys = damage(view_copy, [3], split="val")
+    batches = list(EvalStream(view_copy, split="val", size=16, batch_size=4))
+    assert [key for batch in batches for key in batch.replaced] == keys
+    assert [row for batch in batches for row in batch.rows[batch.mask].tolist()] == [0, 1, 2, *range(4, 11)]
+
+
+def test_padded_batches_are_equal_on_all_ranks_over_a_grid() -> None:
+    for num_samples in (0, 1, 7, 8, 9, 100):
+        for world_size in (1, 2, 3, 8):
+            for batch_size in (1, 4, 16):
+                ranks = [padded_batches(num_samples, batch_size, rank, world_size) for rank in range(world_size)]
+                assert all(len(one) == len(other) for one, other in pairwise(ranks))
+                assert {len(batch) for batches in ranks for batch in batches} <= {batch_size}
+                rows = [row for batches in ranks for batch in batches for row in batch]
+                assert [row for row in rows if row >= 0] == list(range(num_samples))
+
+
+def test_normalise_makes_what_the_mean_and_deviation_say() -> None:
+    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    made = normalise(pixels, (0.5, 0.5, 0.2), (0.5, 0.25, 1.0))
+    assert made.dtype == torch.float32
+    assert torch.allclose(made.flatten(), torch.tensor([-1.0, 2.0, 0.0]), atol=1e-6)
