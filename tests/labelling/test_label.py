@@ -1,0 +1,490 @@
+"""Whole runs of `xmodal label` on a real local Ray, against a real web server."""
+
+import hashlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import label_command
+import made_pictures as made
+import pytest
+import web_server as web
+from tiny_classifier import save_classifier
+
+from shards.dataset import read_dataset
+from shards.storage import open_storage
+from xmodal.teacher.lexicon import LexiconTeacher
+
+TRIES = 2
+MAX_BYTES = 100_000
+FIELDS = (
+    *("soft_label", "teacher", "post_id", "url", "sha256", "pdq", "width", "height"),
+    *("lang", "created_at", "source"),
+)
+SECRET = "zebrafish"
+"""A word of every text, to be looked for where no text may be."""
+
+
+@dataclass(kw_only=True)
+class Case:
+    """A line of input and what it must come to."""
+
+    line: bytes
+    samples: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    """Key → extension, width, height."""
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
+def post(post_id: Any, *urls: str, **changes: Any) -> bytes:
+    text = f"What a lovely {SECRET}, post {post_id}!"
+    return json.dumps({"id": post_id, "text": text, "media": [{"url": url} for url in urls], **changes}).encode()
+
+
+def failure(reason: str, post_id: str | None = None, **changes: Any) -> dict[str, Any]:
+    plain = {"url": None, "line": None, "http_status": None, "retryable": False, "tries": 0}
+    return {"post_id": post_id, "reason": reason} | plain | changes
+
+
+def good(key: str, extension: str = "jpg", width: int = 64, height: int = 48) -> dict[str, tuple[str, int, int]]:
+    return {key: (extension, width, height)}
+
+
+def kept_pictures(server: web.WebServer) -> Iterator[Case]:
+    """Pictures of every kind that must become samples."""
+    pictures = {
+        "plain": (made.jpeg(), "jpg", 64, 48),
+        "cmyk": (made.cmyk_jpeg(), "jpg", 64, 48),
+        "palette": (made.transparent_palette_png(), "png", 64, 48),
+        "deep": (made.sixteen_bit_png(), "png", 64, 48),
+        "webp": (made.animation("WEBP"), "webp", 64, 48),
+        "gif": (made.animation("GIF"), "jpg", 64, 48),
+        "bmp": (made.encode(made.pixels(seed=1), "BMP"), "jpg", 64, 48),
+        "tiff": (made.encode(made.pixels(seed=2), "TIFF"), "jpg", 64, 48),
+        "turned": (made.jpeg(seed=3, exif=made.turned_exif()), "jpg", 48, 64),
+        "wide": (made.jpeg(600, 300), "jpg", 256, 128),
+    }
+    for name, (content, extension, width, height) in pictures.items():
+        url = server.answer(name, web.content(content))
+        yield Case(line=post(name, url), samples=good(f"{name}-0", extension, width, height))
+
+
+def odd_posts(server: web.WebServer) -> Iterator[Case]:
+    """Posts that look odd, with pictures that are there."""
+    photo = server.answer("a.jpg", web.content(made.jpeg(seed=10)))
+    server.answer("a%20b.jpg", web.content(made.jpeg(seed=11)))
+    for post_id, key in [
+        (12345, "12345-0"),
+        ("a.b", "a%2Eb-0"),
+        ("../up/a b", "%2E%2E%2Fup%2Fa%20b-0"),
+        ("naïve 😀", "na%C3%AFve%20%F0%9F%98%80-0"),
+        ("half \ud83d", "half%20%3F-0"),
+        ("x" * 200, "x" * 200 + "-0"),
+    ]:
+        yield Case(line=post(post_id, photo), samples=good(key))
+    yield Case(line=post("text", photo, text=f"half {SECRET} \ud83d \x00 love"), samples=good("text-0"))
+    yield Case(
+        line=post("relative", "a.jpg", "/a.jpg", "a b.jpg"),
+        samples={**good("relative-0"), **good("relative-1"), **good("relative-2")},
+    )
+    yield Case(
+        line=post("described", photo, lang="en", created_at=1577923200, author="ada", source="dump"),
+        samples=good("described-0"),
+    )
+    server.answer("passing", web.in_turn(web.status(429), web.content(made.jpeg(seed=12))))
+    yield Case(line=post("passing", "passing"), samples=good("passing-0"))
+
+
+def lines_without_a_post() -> Iterator[Case]:
+    for line, reason, post_id in [
+        (b'{"id": "cut", "text": "' + SECRET.encode(), "bad_json", None),
+        (b"\x00\xff\xfe" + made.GARBAGE.replace(b"\n", b""), "bad_json", None),
+        (b'{"id": "latin", "text": "\xe9 ' + SECRET.encode() + b'", "media": ["a.jpg"]}', "bad_json", None),
+        (b"[" * 50_000, "bad_json", None),
+        (b"[1, 2]", "bad_post", None),
+        (post(["list"], "a.jpg"), "bad_post", None),
+        (post(None, "a.jpg"), "bad_post", None),
+        (post("y" * 201, "a.jpg"), "bad_post", None),
+        (post("no text", "a.jpg", text=None), "no_text", "no text"),
+        (post("blank", "a.jpg", text=" \n"), "no_text", "blank"),
+        (post("no media"), "no_media", "no media"),
+        (post("odd media", media={"url": "a.jpg"}), "bad_post", "odd media"),
+    ]:
+        yield Case(line=line, failures=[failure(reason, post_id, line=0)])
+
+
+def bad_urls(refusing_port: int) -> Iterator[Case]:
+    for number, url in enumerate(
+        [
+            "ftp://127.0.0.1/a.jpg",
+            "file:///etc/passwd",
+            "javascript:alert(1)",
+            "",
+            "   ",
+            "http://",
+            "http:///a.jpg",
+            "http://[::1/a.jpg",
+            "http://\u2100/a.jpg",
+            "http://host name/a.jpg",
+            "http://127.0.0.1:99999/a.jpg",
+        ]
+    ):
+        yield Case(line=post(f"url{number}", url), failures=[failure("bad_url", f"url{number}", url=url)])
+    url = f"http://127.0.0.1:{refusing_port}/a.jpg"
+    yield Case(
+        line=post("refused", url),
+        failures=[failure("connection_error", "refused", url=url, retryable=True, tries=TRIES)],
+    )
+
+
+def bad_answers(server: web.WebServer) -> Iterator[Case]:
+    for name, answer, reason, http_status, retryable in [
+        ("gone", web.status(404), "http_error", 404, False),
+        ("broken", web.status(500), "http_error", 500, True),
+        ("busy", web.status(429), "http_error", 429, True),
+        ("garbage", web.content(made.GARBAGE), "not_an_image", 200, False),
+        ("html", web.content(made.HTML, "text/html"), "not_an_image", 200, False),
+        ("svg", web.content(made.SVG, "image/svg+xml"), "not_an_image", 200, False),
+        ("truncated", web.content(made.jpeg()[:-300]), "undecodable", 200, False),
+        ("empty", web.content(b""), "empty", 200, False),
+        ("silent", web.close_at_once, "cut_off", None, True),
+        ("cut", web.declared(5000, made.jpeg()[:500]), "cut_off", None, True),
+        ("loop", web.redirect("/loop"), "too_many_redirects", None, False),
+        ("elsewhere", web.redirect("file:///etc/passwd"), "bad_url", None, False),
+        ("declared", web.content(bytes(MAX_BYTES + 1)), "too_large", 200, False),
+        ("undeclared", web.chunked(bytes(MAX_BYTES + 1)), "too_large", 200, False),
+        ("gzip", web.gzipped(bytes(50_000_000)), "too_large", 200, False),
+        ("hanging", web.hang, "timeout", None, True),
+        ("trickle", web.trickle(made.jpeg()), "timeout", None, True),
+        ("pixel", web.content(made.png(1, 1)), "too_small", 200, False),
+        ("bomb", web.content(made.png_that_claims(10_000, 10_000)), "too_many_pixels", 200, False),
+        ("larger bomb", web.content(made.png_that_claims(100_000, 100_000)), "too_many_pixels", 200, False),
+    ]:
+        url = server.answer(name.replace(" ", "%20"), answer)
+        told = failure(reason, name, url=url, http_status=http_status, retryable=retryable)
+        asked = 0 if reason == "bad_url" and http_status is None and name != "elsewhere" else 1
+        yield Case(line=post(name, url), failures=[told | {"tries": TRIES if retryable else asked}])
+
+
+def several_media(server: web.WebServer) -> Iterator[Case]:
+    photo, gone = server.base_url + "a.jpg", server.base_url + "gone"
+    media = [{"url": photo}, {"url": "film.mp4", "type": "video"}, {"url": gone}, {"url": photo, "type": "photo"}]
+    yield Case(
+        line=post("album", media=media),
+        samples={**good("album-0"), **good("album-3")},
+        failures=[
+            failure("not_a_photo", "album", url="film.mp4"),
+            failure("http_error", "album", url=gone, http_status=404, tries=1),
+        ],
+    )
+    yield Case(line=post("twice", photo), samples=good("twice-0"))
+    yield Case(line=post("twice", photo, text="I hate it"), failures=[failure("duplicate_post", "twice", line=0)])
+    yield Case(line=post("last", photo), samples=good("last-0"))
+
+
+@dataclass(kw_only=True)
+class Labelled:
+    """A finished run over all cases."""
+
+    cases: list[Case]
+    config: Path
+    dataset: Path
+    server: web.WebServer
+    run: "subprocess.CompletedProcess[str]"
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, ray_folder) -> Iterator[Labelled]:
+    folder = tmp_path_factory.mktemp("label")
+    with web.serving() as server, socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        cases = [
+            *kept_pictures(server),
+            *lines_without_a_post(),
+            *odd_posts(server),
+            *bad_urls(refusing.getsockname()[1]),
+            *bad_answers(server),
+            *several_media(server),
+        ]
+        for number, case in enumerate(cases, start=1):
+            for told in case.failures:
+                if told["line"] is not None:
+                    told["line"] = number
+        (folder / "posts.jsonl").write_bytes(b"\n".join(case.line for case in cases))
+        config = label_command.write_config(
+            folder / "label.yaml",
+            posts=str(folder / "posts.jsonl"),
+            dataset=str(folder / "dataset"),
+            base_url=server.base_url,
+            posts_per_unit=40,
+            pictures={"max_side": 256},
+            fetch={"max_tries": TRIES, "backoff_seconds": 0.05, "total_seconds": 4, "max_bytes": MAX_BYTES},
+        )
+        command = [*label_command.LABEL, "--config", str(config)]
+        run = label_command.run(command, label_command.environment(ray_folder))
+        yield Labelled(cases=cases, config=config, dataset=folder / "dataset", server=server, run=run)
+
+
+def members(dataset: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for path in sorted(dataset.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert member.name not in found
+                found[member.name] = tar.extractfile(member).read()
+    return found
+
+
+def failures(dataset: Path) -> list[dict[str, Any]]:
+    paths = sorted(dataset.glob("*.failures.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]
+
+
+def by_content(records: list[dict[str, Any]]) -> list[str]:
+    return sorted(json.dumps(record, sort_keys=True) for record in records)
+
+
+def test_bad_input_ends_no_run(labelled):
+    assert labelled.run.returncode == 0, labelled.run.stderr
+    assert "Traceback" not in labelled.run.stderr
+
+
+def test_every_picture_that_can_be_had_is_a_sample_and_nothing_else(labelled):
+    expected = [
+        f"{key}.{kind}"
+        for case in labelled.cases
+        for key, (ext, _, _) in case.samples.items()
+        for kind in (ext, "json")
+    ]
+    assert list(members(labelled.dataset)) == expected  # in the order of the posts
+
+
+def test_everything_else_is_in_the_failures_file_with_its_reason(labelled):
+    expected = [told for case in labelled.cases for told in case.failures]
+    assert by_content(failures(labelled.dataset)) == by_content(expected)
+
+
+def test_the_json_of_a_sample_holds_what_the_design_says(labelled):
+    found = members(labelled.dataset)
+    teacher = LexiconTeacher()
+    for case in labelled.cases:
+        for key, (extension, width, height) in case.samples.items():
+            fields = json.loads(found[f"{key}.json"])
+            record = json.loads(case.line)
+            (label,) = teacher.label([record["text"].encode("utf-8", "replace").decode()])
+            assert tuple(fields) == FIELDS
+            assert fields["soft_label"] == [round(share, 6) for share in label]
+            assert fields["teacher"] == {"name": "vader", "revision": teacher.revision}
+            assert fields["post_id"] == str(record["id"]).encode("utf-8", "replace").decode()
+            assert fields["url"].startswith(labelled.server.base_url)
+            assert fields["sha256"] == hashlib.sha256(found[f"{key}.{extension}"]).hexdigest()
+            assert re.fullmatch("[0-9a-f]{64}", fields["pdq"])
+            assert (fields["width"], fields["height"]) == (width, height)
+    optional = ("lang", "created_at", "source")
+    described, plain = json.loads(found["described-0.json"]), json.loads(found["plain-0.json"])
+    assert [described[name] for name in optional] == ["en", "1577923200", "dump"]
+    assert [plain[name] for name in optional] == ["", "", ""]
+
+
+def test_of_two_posts_with_one_id_the_first_one_counts(labelled):
+    negative, _, positive = json.loads(members(labelled.dataset)["twice-0.json"])["soft_label"]
+    assert positive > negative
+
+
+def test_original_bytes_are_kept(labelled):
+    found = members(labelled.dataset)
+    assert found["plain-0.jpg"] == made.jpeg()
+    assert found["cmyk-0.jpg"] == made.cmyk_jpeg()
+    assert found["webp-0.webp"] == made.animation("WEBP")
+
+
+def test_the_tar_names_no_person_and_no_time(labelled):
+    for path in labelled.dataset.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "root", 0o644)}
+
+
+def test_texts_and_authors_are_nowhere_if_they_are_not_to_be_kept(labelled, ray_folder):
+    places = [*labelled.dataset.iterdir(), *ray_folder.rglob("*")]
+    holding = [path for path in places if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert holding == []
+    assert any(path.suffix == ".log" for path in places)
+    assert SECRET not in labelled.run.stdout + labelled.run.stderr
+    assert not any(b'"author"' in content for content in members(labelled.dataset).values())
+
+
+def test_the_summary_counts_posts_pictures_samples_and_failures(labelled):
+    lines = labelled.run.stdout.splitlines()
+    assert lines[0] == f"Dataset {labelled.dataset}"
+    counts = dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines[1:])
+    reasons = Counter(told["reason"] for case in labelled.cases for told in case.failures)
+    assert counts["posts"] == str(len(labelled.cases))
+    assert counts["samples"] == str(sum(len(case.samples) for case in labelled.cases))
+    assert counts["failures"] == ", ".join(f"{reasons[name]} {name}" for name in sorted(reasons))
+    assert counts["shards"] == "2 (0 were there before)"
+
+
+def test_the_dataset_says_what_it_is_made_of(labelled):
+    dataset = read_dataset(open_storage(labelled.dataset))
+    num_samples = sum(len(case.samples) for case in labelled.cases)
+    assert sum(shard["samples"] for shard in dataset["shards"]) == num_samples
+    assert sum(sum(shard["label_histogram"].values()) for shard in dataset["shards"]) == num_samples
+    assert dataset["teacher"]["name"] == "vader"
+    assert dataset["recipe"] == json.loads((labelled.dataset / "recipe.json").read_text())
+    assert not list(labelled.dataset.glob(".*"))
+
+
+def test_webdataset_itself_reads_the_shards(labelled):
+    import webdataset
+
+    shards = [str(path) for path in sorted(labelled.dataset.glob("*.tar"))]
+    keys = [sample["__key__"] for sample in webdataset.WebDataset(shards, shardshuffle=False)]
+    assert keys == [key for case in labelled.cases for key in case.samples]
+
+
+def test_running_again_changes_nothing_and_starts_no_ray(labelled, ray_folder):
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in labelled.dataset.glob("*.tar")}
+    contents = label_command.hashes(labelled.dataset)
+    arguments = ["label", "--config", str(labelled.config)]
+    command = (
+        f"import sys; from xmodal.cli import main; assert main({arguments!r}) == 0; assert 'ray' not in sys.modules"
+    )
+    run = label_command.run([sys.executable, "-c", command], label_command.environment(ray_folder))
+    assert run.returncode == 0, run.stderr
+    assert "2 (2 were there before)" in run.stdout
+    assert label_command.hashes(labelled.dataset) == contents
+    assert {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in labelled.dataset.glob("*.tar")
+    } == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--posts_per_unit", "41"], "posts_per_unit"),
+        (["--keep_text", "true"], "keep_text"),
+        (["--pictures.quality", "80"], "pictures"),
+        (["--base_url", "http://127.0.0.1:1/"], "base_url"),
+        (["--teacher.kind", "transformers"], "teacher"),
+        (["--fetch.max_bytes", "5"], "max_bytes"),
+        (["--posts", "other.jsonl"], "posts_sha256"),
+    ],
+)
+def test_other_settings_than_it_was_begun_with_are_refused(labelled, tmp_path, arguments, name):
+    label_command.write_posts(tmp_path / "other.jsonl", [{"id": "1", "text": "a", "media": ["a.jpg"]}])
+    contents = label_command.hashes(labelled.dataset)
+    command = [*label_command.LABEL, "--config", str(labelled.config), *arguments]
+    done = label_command.run(command, label_command.environment(tmp_path), folder=tmp_path)
+    label_command.assert_told_in_two_lines(done, f"recipe.json: {name}: begun with")
+    assert label_command.hashes(labelled.dataset) == contents
+
+
+def test_settings_that_change_no_sample_may_differ_between_runs(labelled, tmp_path):
+    arguments = ["--fetch.max_tries", "9", "--max_units_in_flight", "1", "--teacher.num_actors", "2"]
+    command = [*label_command.LABEL, "--config", str(labelled.config), *arguments]
+    assert label_command.run(command, label_command.environment(tmp_path)).returncode == 0
+
+
+def test_a_folder_of_other_tars_is_refused(labelled, tmp_path):
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    shutil.copy(next(labelled.dataset.glob("*.tar")), dataset)
+    command = [*label_command.LABEL, "--config", str(labelled.config), "--dataset", str(dataset)]
+    done = label_command.run(command, label_command.environment(tmp_path))
+    label_command.assert_told_in_two_lines(done, str(dataset))
+    assert len(list(dataset.iterdir())) == 1
+
+
+def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, tmp_path, ray_folder):
+    model = save_classifier(tmp_path / "tiny-bert")
+    urls = [server.answer(f"{number}.jpg", web.content(made.jpeg(seed=number))) for number in range(4)]
+    texts = ["a great day!", "so sad", "it is\nthe day  ", "not good"]
+    posts = [{"id": str(number), "text": texts[number], "media": [urls[number]]} for number in range(4)]
+    config = label_command.write_config(
+        tmp_path / "label.yaml",
+        posts=str(label_command.write_posts(tmp_path / "posts.jsonl", [*posts, {"id": "none"}])),
+        dataset=str(tmp_path / "dataset"),
+        posts_per_unit=2,
+        keep_text=True,
+        teacher={"kind": "transformers", "model": str(model), "num_actors": 2},
+    )
+    done = label_command.run([*label_command.LABEL, "--config", str(config)], label_command.environment(ray_folder))
+    assert done.returncode == 0, done.stderr
+
+    from xmodal.teacher.classifier import ClassifierTeacher
+
+    expected = ClassifierTeacher(str(model), None, 8192).label(texts)
+    found = members(tmp_path / "dataset")
+    assert sorted(found) == sorted(f"{number}-0.{kind}" for number in range(4) for kind in ("jpg", "json", "txt"))
+    for number, label in enumerate(expected):
+        fields = json.loads(found[f"{number}-0.json"])
+        assert fields["soft_label"] == pytest.approx(label, abs=2e-5)
+        assert fields["teacher"] == {"name": "tiny-bert", "revision": "local"}
+        assert found[f"{number}-0.txt"].decode() == texts[number]
+    assert [told["reason"] for told in failures(tmp_path / "dataset")] == ["no_text"]
+
+
+def test_a_teacher_that_cannot_be_loaded_is_told_in_two_lines(tmp_path, ray_folder):
+    posts = label_command.write_posts(tmp_path / "posts.jsonl", [{"id": "1", "text": "a", "media": ["a.jpg"]}])
+    settings = {
+        "posts": posts,
+        "dataset": tmp_path / "d",
+        "teacher.kind": "transformers",
+        "teacher.model": tmp_path / "none",
+    }
+    arguments = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    done = label_command.run([*label_command.LABEL, *arguments], label_command.environment(ray_folder))
+    # Ray itself says a line or two where the machine has no network.
+    first, second = done.stderr.splitlines()[-2:]
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert first.startswith(f"xmodal: teacher.model: {tmp_path}/none: cannot be loaded")
+    assert second.strip().startswith("give a Hugging Face hub name")
+
+
+def test_posts_in_a_compressed_file_that_is_cut_off_end_the_run_in_two_lines(server, tmp_path, ray_folder):
+    import gzip
+
+    url = server.answer("a.jpg", web.content(made.jpeg()))
+    posts = b"".join(post(str(number), url) + b"\n" for number in range(200))
+    (tmp_path / "posts.jsonl.gz").write_bytes(gzip.compress(posts)[:-20])
+    arguments = [
+        "--posts",
+        str(tmp_path / "posts.jsonl.gz"),
+        "--dataset",
+        str(tmp_path / "d"),
+        "--posts_per_unit",
+        "20",
+    ]
+    done = label_command.run([*label_command.LABEL, *arguments], label_command.environment(ray_folder))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"xmodal: {tmp_path}/posts.jsonl.gz: not a whole compressed file" in done.stderr
+
+
+def test_a_host_that_is_down_ends_the_run_and_commits_no_empty_shard(server, tmp_path, ray_folder):
+    urls = [server.answer(f"down-{number}.jpg", web.content(made.jpeg(seed=number))) for number in range(24)]
+    down = "http://127.0.0.1:9/"
+    posts = tmp_path / "posts.jsonl"
+    posts.write_text(
+        "".join(
+            json.dumps({"id": str(number), "text": "fine", "media": [{"url": url.rsplit("/", 1)[1]}]}) + "\n"
+            for number, url in enumerate(urls)
+        )
+    )
+    dataset = tmp_path / "dataset"
+    command = [*label_command.LABEL, f"--posts={posts}", f"--dataset={dataset}", f"--base_url={down}"]
+    command += ["--fetch.max_tries=1", "--fetch.connect_seconds=2"]
+    done = label_command.run(command, label_command.environment(ray_folder))
+    assert done.returncode == 2
+    assert "none of the 24 pictures of a unit could be had (connection_error)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(dataset.glob("*.tar"))

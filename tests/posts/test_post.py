@@ -1,0 +1,156 @@
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xmodal.posts.post import MAX_KEY_LENGTH, Media, Post, UnreadablePostError, encode_id, parse_post
+
+PHOTO = {"url": "https://example.org/a.jpg", "type": "photo"}
+
+
+def record(**changes):
+    return {"id": "17", "text": "a lovely day", "media": [PHOTO]} | changes
+
+
+def refusal(value) -> UnreadablePostError:
+    with pytest.raises(UnreadablePostError) as caught:
+        parse_post(value)
+    return caught.value
+
+
+def test_a_whole_record_becomes_a_post():
+    post = parse_post(record(lang="en", created_at="2020-01-02", author="ada", source="dump", likes=3))
+    assert post == Post(
+        id="17",
+        text="a lovely day",
+        media=(Media(url="https://example.org/a.jpg", type="photo"),),
+        lang="en",
+        created_at="2020-01-02",
+        author="ada",
+        source="dump",
+    )
+
+
+def test_an_id_may_be_a_whole_number_even_zero():
+    assert parse_post(record(id=1234567890123456789)).id == "1234567890123456789"
+    assert parse_post(record(id=0)).id == "0"
+
+
+@pytest.mark.parametrize("bad_id", [None, "", True, 1.5, ["17"], {"$oid": "17"}], ids=repr)
+def test_an_id_of_another_type_is_a_bad_post(bad_id):
+    assert refusal(record(id=bad_id)).reason == "bad_post"
+
+
+def test_an_id_too_long_for_a_file_name_is_a_bad_post():
+    assert parse_post(record(id="x" * MAX_KEY_LENGTH)).id == "x" * MAX_KEY_LENGTH
+    assert refusal(record(id="x" * (MAX_KEY_LENGTH + 1))).reason == "bad_post"
+    assert refusal(record(id="é" * 40)).reason == "bad_post"  # six characters each in a file name
+
+
+@pytest.mark.parametrize("text", [None, "", " \n\t"])
+def test_a_post_without_text_is_told_so_with_its_id(text):
+    error = refusal(record(text=text))
+    assert (error.reason, error.post_id) == ("no_text", "17")
+
+
+@pytest.mark.parametrize("media", [None, []])
+def test_a_post_without_media_is_told_so_with_its_id(media):
+    error = refusal(record(media=media))
+    assert (error.reason, error.post_id) == ("no_media", "17")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": 5},
+        {"text": ["a"]},
+        {"media": "https://example.org/a.jpg"},
+        {"media": {"url": "https://example.org/a.jpg"}},
+        {"media": [None]},
+        {"media": [{"type": "photo"}]},
+        {"media": [{"url": 5}]},
+        {"lang": ["en"]},
+        {"author": True},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_a_bad_post_with_its_id(changes):
+    error = refusal(record(**changes))
+    assert (error.reason, error.post_id) == ("bad_post", "17")
+
+
+@pytest.mark.parametrize("value", [None, 5, "text", [record()], True])
+def test_a_record_that_is_no_object_is_a_bad_post(value):
+    assert refusal(value).reason == "bad_post"
+
+
+def test_the_error_never_shows_the_text():
+    for changes in ({"media": None}, {"lang": ["en"]}, {"id": None}):
+        assert "lovely" not in str(refusal(record(**changes)))
+
+
+def test_media_may_be_bare_urls_and_have_other_types():
+    post = parse_post(record(media=["a.jpg", {"url": "b.mp4", "type": "video"}, {"url": "c", "type": 5}, {"url": "d"}]))
+    assert [(media.url, media.type) for media in post.media] == [
+        ("a.jpg", "photo"),
+        ("b.mp4", "video"),
+        ("c", "unknown"),
+        ("d", "photo"),
+    ]
+
+
+def test_halves_of_surrogate_pairs_are_replaced_so_that_everything_can_be_written():
+    post = parse_post(json.loads(r'{"id": "a\ud83d", "text": "b\ude00", "media": ["c\ud800"], "lang": "d\udfff"}'))
+    assert post == Post(id="a?", text="b?", media=(Media(url="c?"),), lang="d?")
+    json.dumps(post.text, ensure_ascii=False).encode()
+
+
+def test_numbers_in_optional_fields_become_text():
+    post = parse_post(record(created_at=1577923200, author=42))
+    assert (post.created_at, post.author) == ("1577923200", "42")
+
+
+@pytest.mark.parametrize(
+    ("post_id", "key"),
+    [
+        ("17", "17-0"),
+        ("a.b", "a%2Eb-0"),
+        ("../../etc/passwd", "%2E%2E%2F%2E%2E%2Fetc%2Fpasswd-0"),
+        ("a b", "a%20b-0"),
+        ("é~", "%C3%A9%7E-0"),
+        ("a_b-c", "a_b-c-0"),
+        ("50%", "50%25-0"),
+        ("\x00\n", "%00%0A-0"),
+    ],
+)
+def test_a_key_holds_nothing_that_a_tar_or_webdataset_would_mistake(post_id, key):
+    assert parse_post(record(id=post_id)).key(0) == key
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_other_ids_have_other_keys_of_safe_characters(one, other):
+    assert re.fullmatch(r"[A-Za-z0-9_%-]*", encode_id(one))
+    assert (encode_id(one) == encode_id(other)) == (one == other)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ("id", "text", "media", "lang", "author")
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(FIELDS, json_values)) | json_values)
+def test_any_record_is_a_post_or_has_a_reason(value):
+    try:
+        post = parse_post(value)
+    except UnreadablePostError as error:
+        reason = error.reason
+    else:
+        reason = None
+        assert post.text.strip()
+        assert post.media
+    assert reason in {None, "bad_post", "no_text", "no_media"}

@@ -1,0 +1,126 @@
+"""Typed configs from YAML files and dotted overrides: `--config FILE --optimizer.lr 3e-4`.
+
+A config is a frozen dataclass with attribute docstrings, which `--help` shows. jsonargparse checks names and types,
+the dataclass its own values; both end as a `UserError` of two lines.
+"""
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args
+
+import jsonargparse
+import yaml
+
+from shards.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class MisspeltSettingError(UserError):
+    """An unknown setting whose name is close to a known one, which the remedy names."""
+
+
+def load_config(config_class: type[T], arguments: Sequence[str], *, command: str, description: str) -> T:
+    """The config that `arguments` (as on a command line, without the command) and the files they name make.
+
+    Raises UserError for an unknown key, a wrong type, or a value out of range, naming the key, the value and what is
+    allowed. `--help` and `--print_config` print and exit.
+    """
+    parser = jsonargparse.ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below; later ones win.")
+    parser.add_class_arguments(config_class, as_group=False)
+    source = _config_files(arguments)
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _explain(str(error), config_class, arguments, source, command) from error
+    try:
+        return cast(T, _build(config_class, parsed.as_dict()))
+    except ConfigError as error:
+        raise error.of("command line" if f"--{error.key}" in _flags(arguments) else source) from error
+
+
+def _build(config_class: Any, values: dict[str, Any]) -> Any:
+    """Construct a config and those within it; an error of an inner one gets the path to it."""
+    arguments = {}
+    for field in fields(config_class):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        # The parser lets these two through: a section's name with a value of its own, and a key with nothing behind it.
+        if is_dataclass(field.type):
+            if value is None:
+                continue
+            if not isinstance(value, dict):
+                raise ConfigError(field.name, value, "is not a section, with its settings indented below it")
+            try:
+                value = _build(field.type, value)
+            except ConfigError as error:
+                raise error.within(field.name) from error
+        elif value is None and NoneType not in get_args(field.type):
+            raise ConfigError(field.name, value, "is no value; remove the line to keep the default")
+        arguments[field.name] = value
+    return config_class(**arguments)
+
+
+def known_keys(config_class: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a config class."""
+    keys = []
+    for field in fields(config_class):
+        keys.append(prefix + field.name)
+        if is_dataclass(field.type):
+            keys += known_keys(field.type, f"{prefix}{field.name}.")
+    return keys
+
+
+def _config_files(arguments: Sequence[str]) -> str:
+    files = [
+        argument.removeprefix("--config=") if argument.startswith("--config=") else following
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=False)
+        if argument == "--config" or argument.startswith("--config=")
+    ]
+    return ", ".join(files) or "command line"
+
+
+def _flags(arguments: Sequence[str]) -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments}
+
+
+def _explain(message: str, config_class: type, arguments: Sequence[str], source: str, command: str) -> UserError:
+    """Turn the parser's words into what is wrong and what to do."""
+    see_help = f"see `{command} --help` for what is allowed"
+    unknown = re.search(r"(?:Group|Key|key) '([^']*)' does not accept option '([^']*)'", message) or re.search(
+        r"()(?:unrecognized arguments: --|[Dd]oes not accept option '|Key '|Option ')([^\s=']+)", message
+    )
+    if unknown:
+        key = ".".join(part for part in unknown.groups() if part)
+        where = "command line" if f"--{key}" in _flags(arguments) else source
+        close = difflib.get_close_matches(key, known_keys(config_class), n=1, cutoff=0.6)
+        what = f"{where}: {key}: no such setting"
+        return MisspeltSettingError(what, f"did you mean {close[0]}?") if close else UserError(what, see_help)
+    wrong_type = re.search(r'[Kk]ey "([^"]*)":\s+(.*)', message, re.DOTALL)
+    if wrong_type:
+        key, problem = wrong_type.groups()
+        where = "command line" if f"--{key}" in _flags(arguments) or key == "config" else source
+        return UserError(f"{where}: {key}: {_plain(problem)}", see_help)
+    missing = re.search(r"arguments are required: (.*)", message)
+    if missing:
+        names = missing.group(1)
+        return UserError(
+            f"{source}: {names}: not given", f"add it to the config, or give --{names.split(',')[0]} VALUE"
+        )
+    if message.startswith("Unexpected config"):
+        return UserError(f"{source}: holds no settings", "write one a line, such as `key: value`")
+    return UserError(f"{source}: {_plain(message)}", see_help)
+
+
+def _plain(problem: str) -> str:
+    """The parser's message on one line, types by their names."""
+    problem = re.sub(r"<class '([^']*)'>", r"\1", problem).replace("typing.", "").replace('in "<unicode string>", ', "")
+    return re.sub(r"\s+", " ", problem).strip()

@@ -1,0 +1,1 @@
+"""Fetching the pictures of posts."""

@@ -1,0 +1,1 @@
+"""Posts and how they are read."""

@@ -1,0 +1,1 @@
+"""Text teachers: from a post's text to its soft label."""

@@ -1,0 +1,149 @@
+"""One unit: a range of posts → the samples of its shard, and a line for each that gave none. Knows no Ray."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from shards.errors import UserError
+from shards.writer import Sample
+from xmodal.crawl.fetch import FetchConfig, FetchResult, fetch_in_order
+from xmodal.crawl.pictures import PictureConfig
+from xmodal.labels import SoftLabel
+from xmodal.posts.post import Post
+from xmodal.posts.readers import PostRecord
+
+MIN_MEDIA_OF_OUTAGE = 20
+"""Fewer pictures than this may all be gone by chance; then they are failures like others."""
+
+
+async def unit_samples(
+    records: Sequence[PostRecord],
+    *,
+    labels: Callable[[], Sequence[SoftLabel]],
+    teacher: dict[str, str],
+    base_url: str | None,
+    fetch: FetchConfig,
+    pictures: PictureConfig,
+    keep_text: bool,
+    shard_failures: list[dict[str, Any]],
+) -> AsyncIterator[Sample]:
+    """The samples of a unit in the order of its posts; what gives none is appended to `shard_failures`.
+
+    `labels()` gives the soft labels of the records that are posts, in their order; it may block. `teacher` is its name
+    and revision. Raises UserError where every picture failed for reasons that may pass, such as a host that is down.
+    """
+    media: list[tuple[Post, int, str]] = []
+    seen: set[str] = set()
+    for record in records:
+        post = record.post
+        if post is None:
+            shard_failures.append(failure_record(post_id=record.post_id, reason=record.reason or "", line=record.line))
+        elif post.id in seen:
+            # Two samples of one key in one tar would be read as one.
+            shard_failures.append(failure_record(post_id=post.id, reason="duplicate_post", line=record.line))
+        else:
+            seen.add(post.id)
+            for media_number, picture in enumerate(post.media):
+                if picture.type == "photo":
+                    media.append((post, media_number, absolute_url(picture.url, base_url)))
+                else:
+                    shard_failures.append(failure_record(post_id=post.id, reason="not_a_photo", url=picture.url))
+    posts = [record.post for record in records if record.post]
+    label_of: dict[str, SoftLabel] = {}
+    results = fetch_in_order([url for _, _, url in media], fetch, pictures)
+    place = 0
+    async for result in results:
+        post, media_number, _ = media[place]
+        place += 1
+        if result.picture is None:
+            shard_failures.append(_fetch_failure(post, result))
+            continue
+        if not label_of:
+            soft_labels = await asyncio.to_thread(labels)
+            # The first of two posts with one id is the one whose pictures are kept.
+            label_of = {post.id: label for post, label in reversed(list(zip(posts, soft_labels, strict=True)))}
+        yield _sample(post, media_number, result, label_of[post.id], teacher, keep_text=keep_text)
+    if not label_of:
+        _refuse_outage(len(media), shard_failures)
+
+
+def _refuse_outage(num_media: int, shard_failures: Sequence[dict[str, Any]]) -> None:
+    """Raise UserError where a whole unit failed for reasons that may pass: its shard would stay empty for good."""
+    passing = [failure["reason"] for failure in shard_failures if failure["retryable"]]
+    if num_media >= MIN_MEDIA_OF_OUTAGE and len(passing) == num_media:
+        raise UserError(
+            f"none of the {num_media} pictures of a unit could be had ({', '.join(sorted(set(passing)))})",
+            "check that their host answers; then the same command goes on, and nothing of this unit was committed",
+        )
+
+
+def absolute_url(url: str, base_url: str | None) -> str:
+    """Where a picture lies. An empty URL or a broken one stays as it is, for the fetcher to refuse."""
+    try:
+        if base_url is None or not url.strip() or urlsplit(url).scheme:
+            return url
+        return urljoin(base_url, url)
+    except ValueError:
+        return url
+
+
+def failure_record(
+    *,
+    reason: str,
+    post_id: str | None = None,
+    url: str | None = None,
+    line: int | None = None,
+    http_status: int | None = None,
+    retryable: bool = False,
+    tries: int = 0,
+) -> dict[str, Any]:
+    """One line of a failures file. `line` is the input's line, where a whole post gave nothing."""
+    return {
+        "post_id": post_id,
+        "url": url,
+        "line": line,
+        "reason": reason,
+        "http_status": http_status,
+        "retryable": retryable,
+        "tries": tries,
+    }
+
+
+def _fetch_failure(post: Post, result: FetchResult) -> dict[str, Any]:
+    return failure_record(
+        post_id=post.id,
+        url=result.url,
+        reason=result.reason or "",
+        http_status=result.http_status,
+        retryable=result.retryable,
+        tries=result.tries,
+    )
+
+
+def _sample(
+    post: Post, media_number: int, result: FetchResult, label: SoftLabel, teacher: dict[str, str], *, keep_text: bool
+) -> Sample:
+    picture = result.picture
+    assert picture is not None
+    return Sample(
+        key=post.key(media_number),
+        image=picture.content,
+        image_extension=picture.extension,
+        fields={
+            # Six digits: more would let the last bits of another processor's arithmetic into the shard's bytes.
+            "soft_label": [round(probability, 6) for probability in label],
+            "teacher": teacher,
+            "post_id": post.id,
+            "url": result.url,
+            "sha256": picture.sha256,
+            "pdq": picture.pdq,
+            "width": picture.width,
+            "height": picture.height,
+            # Empty where unknown: a field that is null first and text later has no one type for other readers.
+            "lang": post.lang or "",
+            "created_at": post.created_at or "",
+            "source": post.source or "",
+        },
+        text=post.text if keep_text else None,
+    )
