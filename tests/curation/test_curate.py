@@ -1,0 +1,318 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from curation_pictures import (
+    NEGATIVE,
+    NEUTRAL,
+    POSITIVE,
+    photo,
+    photo_bytes,
+    post_samples,
+    write_benchmark,
+    write_dataset,
+)
+from made_pictures import GARBAGE, encode
+
+from shards.decode import decode_rgb
+from shards.errors import UserError
+from shards.storage import LocalStorage
+from shards.view import SPLITS, open_view
+from shards.writer import write_shard
+from xmodal.config import known_keys, load_config
+from xmodal.curation.curate import ConfidenceConfig, CurateConfig, SplitConfig, curate
+
+ROOT = Path(__file__).parent.parent.parent
+UNSURE = (0.35, 0.3, 0.35)
+
+
+def first_posts():
+    """Two shards: three posts with a picture each, one with two, one of them in the benchmark."""
+    return [
+        [
+            *post_samples("a1", POSITIVE, photo_bytes(1)),
+            *post_samples("a2", NEGATIVE, photo_bytes(2), photo_bytes(3)),
+        ],
+        [
+            *post_samples("a3", NEUTRAL, photo_bytes(4)),
+            # The first is in the benchmark, as another encoding; the second is not.
+            *post_samples("a4", POSITIVE, photo_bytes(5), photo_bytes(6)),
+        ],
+    ]
+
+
+def second_posts():
+    """One shard: an exact copy, a larger near copy, an unsure post, and a post of its own."""
+    return [
+        [
+            *post_samples("b1", POSITIVE, photo_bytes(1)),
+            *post_samples("b2", NEGATIVE, photo_bytes(2, width=480, height=360)),
+            *post_samples("b3", UNSURE, photo_bytes(7)),
+            *post_samples("b4", POSITIVE, photo_bytes(8)),
+        ]
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The datasets `one` and `two`, and a benchmark with a picture of the post a4."""
+    folder = tmp_path_factory.mktemp("curate")
+    write_dataset(folder / "one", first_posts())
+    write_dataset(folder / "two", second_posts())
+    write_benchmark(folder / "bench", {"x.webp": encode(photo(5), "WEBP", quality=60), "y.jpg": photo_bytes(99)})
+    return folder
+
+
+def config_of(folder: Path, view: Path, **settings) -> CurateConfig:
+    return CurateConfig(
+        **{
+            "datasets": [str(folder / "one"), str(folder / "two")],
+            "view": str(view),
+            "benchmarks": [str(folder / "bench" / "benchmark.yaml")],
+            "confidence": ConfidenceConfig(negative=0.5, neutral=0.5, positive=0.5),
+            "split": SplitConfig(train=0.5, val=0.25, test=0.25),
+            **settings,
+        }
+    )
+
+
+def split_of_keys(view: Path) -> dict[str, str]:
+    table = open_view(str(view)).table
+    return dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def files_of(view: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in view.iterdir()}
+
+
+def test_every_step_leaves_what_it_should_and_is_counted(folder, tmp_path):
+    summary = curate(config_of(folder, tmp_path / "view"))
+    assert [(step.step, step.samples, list(step.by_class.values())) for step in summary.funnel] == [
+        ("labelled", 10, [4, 1, 5]),
+        ("exact duplicates", 9, [4, 1, 4]),  # less b1-0
+        ("near duplicates", 8, [3, 1, 4]),  # less a2-0, as b2-0 is larger
+        ("benchmark pictures", 6, [3, 1, 2]),  # less a4-0 and a4-1
+        ("confidence", 5, [2, 1, 2]),  # less b3-0
+    ]
+    assert set(split_of_keys(tmp_path / "view")) == {"a1-0", "a2-1", "a3-0", "b2-0", "b4-0"}
+
+
+def test_the_funnel_the_recipe_and_what_was_read_are_in_view_json(folder, tmp_path):
+    summary = curate(config_of(folder, tmp_path / "view", balance="undersample", seed=3))
+    document = json.loads((tmp_path / "view" / "view.json").read_text())
+    funnel = document["counts"]["funnel"]
+    assert [step["step"] for step in funnel][-1] == "balance"
+    assert funnel[-1] == {
+        "step": "balance",
+        "samples": 3,
+        "by_class": {"negative": 1, "neutral": 1, "positive": 1},
+    }
+    assert sum(document["counts"]["splits"].values()) == 3
+    assert document["counts"]["splits"] == summary.splits
+    assert document["classes"] == ["negative", "neutral", "positive"]
+    assert document["recipe"]["seed"] == 3
+    assert document["recipe"]["confidence"] == {"negative": 0.5, "neutral": 0.5, "positive": 0.5}
+    assert document["fingerprint"] == summary.fingerprint
+    assert list(document["inputs"]) == [str(folder / "one"), str(folder / "two")]
+    assert all(len(sha256) == 64 for sha256 in document["inputs"].values())
+
+
+def test_a_row_of_the_view_leads_to_the_picture_and_its_soft_label(folder, tmp_path):
+    curate(config_of(folder, tmp_path / "view"))
+    view = open_view(str(tmp_path / "view"))
+    row = next(row for row in view.table.to_pylist() if row["key"] == "b2-0")
+    content = view.datasets[row["dataset"]].read_range(row["shard"], row["image_offset"], row["image_length"])
+    assert content == photo_bytes(2, width=480, height=360)
+    assert row["target"] == pytest.approx(NEGATIVE)
+    assert decode_rgb(content).size == (480, 360)
+
+
+def test_the_same_inputs_give_the_same_bytes(folder, tmp_path):
+    config = config_of(folder, tmp_path / "view")
+    curate(config)
+    before = files_of(tmp_path / "view")
+    curate(config)
+    assert files_of(tmp_path / "view") == before
+
+
+def test_an_index_that_is_lost_changes_nothing(tmp_path):
+    dataset = write_dataset(tmp_path / "one", first_posts())
+    config = CurateConfig(datasets=[dataset], view=str(tmp_path / "view"))
+    curate(config)
+    before = files_of(tmp_path / "view")
+    for index in (tmp_path / "one").glob("*.parquet"):
+        index.unlink()
+    curate(config)
+    assert files_of(tmp_path / "view") == before
+
+
+def test_a_view_of_datasets_elsewhere_is_the_same_view(folder, tmp_path):
+    write_dataset(tmp_path / "moved" / "first", first_posts())
+    write_dataset(tmp_path / "moved" / "second", second_posts())
+    moved = [str(tmp_path / "moved" / name) for name in ("first", "second")]
+    one = curate(config_of(folder, tmp_path / "view"))
+    other = curate(config_of(folder, tmp_path / "moved" / "view", datasets=moved))
+    assert other.fingerprint == one.fingerprint
+
+
+def test_the_same_samples_stay_however_they_lie_in_shards(folder, tmp_path):
+    samples = [sample for shard in [*second_posts(), *first_posts()] for sample in shard]
+    datasets = [
+        write_dataset(tmp_path / "backwards", [[sample] for sample in reversed(samples)]),
+        write_dataset(tmp_path / "together", [samples]),
+    ]
+    curate(config_of(folder, tmp_path / "view"))
+    for number, dataset in enumerate(datasets):
+        curate(config_of(folder, tmp_path / f"view{number}", datasets=[dataset]))
+        assert split_of_keys(tmp_path / f"view{number}") == split_of_keys(tmp_path / "view")
+
+
+def test_the_order_of_the_datasets_does_not_matter(folder, tmp_path):
+    curate(config_of(folder, tmp_path / "view"))
+    swapped = [str(folder / "two"), str(folder / "one")]
+    curate(config_of(folder, tmp_path / "swapped", datasets=swapped))
+    assert split_of_keys(tmp_path / "swapped") == split_of_keys(tmp_path / "view")
+
+
+def test_a_dataset_named_twice_counts_once(folder, tmp_path):
+    curate(config_of(folder, tmp_path / "view"))
+    twice = [str(folder / name) for name in ("one", "two", "one")]
+    curate(config_of(folder, tmp_path / "twice", datasets=twice))
+    assert split_of_keys(tmp_path / "twice") == split_of_keys(tmp_path / "view")
+
+
+def test_near_duplicates_that_are_kept_fall_into_one_split(folder, tmp_path):
+    for seed in range(6):
+        config = config_of(
+            folder, tmp_path / "view", near_duplicates=False, seed=seed, split=SplitConfig(train=1, val=1, test=1)
+        )
+        curate(config)
+        splits = split_of_keys(tmp_path / "view")
+        # a2-0 is nearly b2-0, and a2-1 is of the same post as a2-0.
+        assert splits["a2-0"] == splits["b2-0"] == splits["a2-1"]
+
+
+def test_all_posts_are_divided_over_the_splits(folder, tmp_path):
+    summary = curate(config_of(folder, tmp_path / "view", split=SplitConfig(train=1, val=0, test=0)))
+    assert summary.splits == dict(zip(SPLITS, [5, 0, 0], strict=True))
+
+
+def test_a_post_whose_benchmark_picture_was_dropped_as_a_duplicate_is_dropped_too(folder, tmp_path):
+    posts = [
+        *post_samples("p1", POSITIVE, photo_bytes(5)),
+        # Its first picture is dropped as p1-0's duplicate before the benchmark is looked at.
+        *post_samples("p2", POSITIVE, photo_bytes(5), photo_bytes(20)),
+        *post_samples("p3", POSITIVE, photo_bytes(21)),
+    ]
+    dataset = write_dataset(tmp_path / "posts", [posts])
+    curate(config_of(folder, tmp_path / "view", datasets=[dataset]))
+    assert set(split_of_keys(tmp_path / "view")) == {"p3-0"}
+
+
+def test_a_benchmark_picture_that_cannot_be_decoded_is_passed_over(folder, tmp_path, caplog):
+    pictures = {"broken.jpg": GARBAGE, "x.png": encode(photo(5), "PNG")}
+    benchmark = write_benchmark(tmp_path / "bench", pictures)
+    summary = curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
+    assert {step.step: step.samples for step in summary.funnel}["benchmark pictures"] == 6
+    assert "broken.jpg" in caplog.text
+
+
+def test_a_benchmark_of_undecodable_pictures_leaves_all_samples(folder, tmp_path):
+    benchmark = write_benchmark(tmp_path / "bench", {"broken.jpg": GARBAGE})
+    summary = curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
+    assert {step.step: step.samples for step in summary.funnel}["benchmark pictures"] == 8
+
+
+def test_a_benchmark_with_a_broken_table_is_named(folder, tmp_path):
+    benchmark = write_benchmark(tmp_path / "bench", {"x.jpg": photo_bytes(5)})
+    (tmp_path / "bench" / "labels.csv").write_text("path,score\nx.jpg,much\n")
+    with pytest.raises(UserError, match=r"labels\.csv: line 2"):
+        curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
+
+
+def test_fields_that_curation_does_not_read_may_have_any_type(tmp_path):
+    texts = post_samples("p1", POSITIVE, photo_bytes(1))
+    numbers = post_samples("p2", POSITIVE, photo_bytes(2))
+    texts[0].fields["created_at"] = "2020-01-01"
+    numbers[0].fields["created_at"] = 1577836800
+    datasets = [write_dataset(tmp_path / name, [shard]) for name, shard in (("one", texts), ("two", numbers))]
+    summary = curate(CurateConfig(datasets=datasets, view=str(tmp_path / "view")))
+    assert sum(summary.splits.values()) == 2
+
+
+def test_a_missing_dataset_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/none: no such folder"):
+        curate(CurateConfig(datasets=[f"{tmp_path}/none"], view=str(tmp_path / "view")))
+
+
+def test_an_unfinished_dataset_is_named(tmp_path):
+    storage = LocalStorage(tmp_path / "begun", create=True)
+    write_shard(storage, "000000", post_samples("p1", POSITIVE, photo_bytes(1)))
+    with pytest.raises(UserError, match=r"begun: no dataset\.json, so this dataset is not finished"):
+        curate(CurateConfig(datasets=[str(tmp_path / "begun")], view=str(tmp_path / "view")))
+
+
+def test_a_dataset_without_samples_is_named(tmp_path):
+    dataset = write_dataset(tmp_path / "empty", [[]])
+    with pytest.raises(UserError, match=r"empty.*: no samples"):
+        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
+
+
+def test_a_dataset_that_was_not_labelled_is_named_with_the_missing_fields(tmp_path):
+    samples = post_samples("p1", POSITIVE, photo_bytes(1))
+    del samples[0].fields["pdq"], samples[0].fields["soft_label"]
+    dataset = write_dataset(tmp_path / "foreign", [samples])
+    with pytest.raises(UserError, match=r"foreign/000000\.tar: samples without pdq, soft_label"):
+        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
+
+
+def test_a_sample_without_a_soft_label_among_others_is_refused(tmp_path):
+    samples = [*post_samples("p1", POSITIVE, photo_bytes(1)), *post_samples("p2", POSITIVE, photo_bytes(2))]
+    samples[1].fields["soft_label"] = None
+    dataset = write_dataset(tmp_path / "foreign", [samples])
+    with pytest.raises(UserError, match=r"foreign/000000\.tar: samples without soft_label"):
+        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path):
+    dataset = write_dataset(tmp_path / "one", first_posts())
+    (tmp_path / "one" / "000001.tar").unlink()
+    with pytest.raises(UserError, match=r"one/000001\.tar: this shard of the dataset is not there"):
+        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
+
+
+def test_a_recipe_that_leaves_no_sample_says_after_which_step(folder, tmp_path):
+    strict = ConfidenceConfig(negative=0.99, neutral=0.99, positive=0.99)
+    with pytest.raises(UserError, match="no sample is left after confidence"):
+        curate(config_of(folder, tmp_path / "view", confidence=strict))
+    assert not (tmp_path / "view").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--datasets", "[]"], "datasets: [] must name at least one dataset"),
+        (["--seed", "one"], "seed: "),
+        (["--balance", "over"], "balance: "),
+        (["--confidence.positive", "1"], "confidence.positive: 1.0 is out of range [0, 1)"),
+        (["--confidence.positive", ".nan"], "confidence.positive: nan must be a finite number"),
+        (["--split.train", "0"], "split.train: 0.0 must be above 0"),
+        (["--split.val", "-0.1"], "split.val: -0.1 must be at least 0"),
+        (["--split.test", ".nan"], "split.test: nan must be a finite number"),
+        (["--split.test", ".inf"], "split.test: inf must be a finite number"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(arguments, what):
+    given = ["--datasets", "[one]", "--view", "view", *arguments]
+    with pytest.raises(UserError) as caught:
+        load_config(CurateConfig, given, command="xmodal curate", description="")
+    assert caught.value.what.startswith(f"command line: {what}")
+
+
+def test_the_recipe_of_the_demo_loads_and_has_known_keys_alone():
+    file = ROOT / "configs" / "curate" / "demo.yaml"
+    config = load_config(CurateConfig, ["--config", str(file)], command="xmodal curate", description="")
+    assert config.benchmarks == ["configs/benchmarks/emoji.yaml"]
+    assert config.split == SplitConfig(train=0.9, val=0.1, test=0.0)
+    assert set(yaml.safe_load(file.read_text())) <= set(known_keys(CurateConfig))

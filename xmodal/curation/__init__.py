@@ -1,0 +1,1 @@
+"""Which samples a student learns from: datasets → view."""
