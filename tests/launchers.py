@@ -1,0 +1,88 @@
+"""Start training as users do, by a launcher in a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xmodal.training.metrics_file import read_metrics
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+TINY_STUDENT = (
+    "--student.model=vit_tiny_patch16_224",
+    "--student.pretrained=false",
+    '--student.model_args={"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}',
+)
+
+
+def settings(view: Path, output: Path, *more: str) -> list[str]:
+    """A tiny run: global batches of 16 in 8 lanes, a line for every step."""
+    return [
+        f"--view={view}", f"--output={output}", *TINY_STUDENT, "--stream.num_lanes=8", "--stream.num_workers=0",
+        "--global_batch_size=16", "--log_every_steps=1", "--epochs=1", *more,
+    ]  # fmt: skip
+
+
+def command(launcher: str, arguments: Sequence[str]) -> list[str]:
+    """The command line of `python`, `deepspeed` (2 ranks) or `torchrun` (2 ranks)."""
+    start = {
+        "python": [sys.executable],
+        "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", f"--master_port={free_port()}"],
+        "torchrun": [str(BIN / "torchrun"), "--nproc-per-node", "2", f"--master-port={free_port()}"],
+    }[launcher]
+    return [*start, "launch/train.py", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """This process's, with the tests' own Python first on the path and one thread a rank."""
+    return os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+def launch(launcher: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run to the end."""
+    with start(launcher, arguments) as process:
+        try:
+            output, _ = process.communicate(timeout=300)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def start(launcher: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """Start in a process group of its own, so that it can be ended with all its children."""
+    return subprocess.Popen(
+        command(launcher, arguments),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def losses(output: Path) -> list[float]:
+    """The training loss of every step."""
+    return [line["loss"] for line in steps(output)]
+
+
+def steps(output: Path) -> list[dict[str, Any]]:
+    """The step lines of metrics.jsonl."""
+    return [line for line in read_metrics(output) if line["kind"] == "step"]
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from shards.errors import ConfigError, UserError
+from xmodal.training.config import LossConfig, OptimizerConfig, TrainConfig
+from xmodal.training.engine import micro_batches_per_step, parameter_groups, resolve_deepspeed_config
+
+SIZES = {"global_batch_size": 64, "micro_batches": 2, "world_size": 4, "max_grad_norm": 0.5}
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_each_shipped_config_is_filled_in(stage):
+    config = resolve_deepspeed_config(f"configs/deepspeed/zero{stage}.json", **SIZES)
+    assert config["zero_optimization"]["stage"] == stage
+    assert config["train_batch_size"] == 64
+    assert config["train_micro_batch_size_per_gpu"] == 8
+    assert config["gradient_accumulation_steps"] == 2
+    assert config["gradient_clipping"] == 0.5
+    assert "auto" not in json.dumps(config)
+
+
+def test_a_file_that_contradicts_the_training_config_is_refused(tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text('{"train_batch_size": 32}')
+    with pytest.raises(UserError, match="train_batch_size: 32 is not 64"):
+        resolve_deepspeed_config(str(path), **SIZES)
+
+
+@pytest.mark.parametrize(("content", "complaint"), [(None, "no such file"), ("{", "not JSON")])
+def test_a_missing_or_broken_file_is_named(tmp_path, content, complaint):
+    path = tmp_path / "zero.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=complaint) as caught:
+        resolve_deepspeed_config(str(path), **SIZES)
+    assert str(path) in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "expected"), [(64, 0, 2, 1), (64, 32, 2, 1), (64, 8, 2, 4), (64, 100, 2, 1)]
+)
+def test_a_step_is_cut_into_micro_batches(batch, micro, ranks, expected):
+    assert micro_batches_per_step(batch, micro, ranks) == expected
+
+
+@pytest.mark.parametrize(("batch", "micro", "ranks"), [(64, 0, 3), (64, 7, 2)])
+def test_sizes_that_do_not_divide_are_refused(batch, micro, ranks):
+    with pytest.raises(UserError):
+        micro_batches_per_step(batch, micro, ranks)
+
+
+def test_biases_norms_and_what_the_model_exempts_are_not_decayed():
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2)
+    decayed, plain = parameter_groups(model, 0.3)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    ids = {id(parameter) for parameter in plain["params"]}
+    assert id(model.pos_embed) in ids
+    assert id(model.cls_token) in ids
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: OptimizerConfig(lr=3e4), "lr"),
+        (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas"),
+        (lambda: LossConfig(label_smoothing=0.2), "label_smoothing"),
+        (lambda: LossConfig(kind="hard", temperature=2.0), "temperature"),
+        (lambda: TrainConfig(view="v", output="o", epochs=0), "epochs"),
+    ],
+)
+def test_values_out_of_range_name_their_key(make, key):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.key == key

@@ -1,0 +1,29 @@
+from xmodal.training.ranks import rank_variables
+
+
+def test_what_deepspeed_and_torchrun_set_is_taken_as_it_is():
+    environment = {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29500", "OTHER": "x",
+    }  # fmt: skip
+    assert rank_variables(environment) == {name: environment[name] for name in environment if name != "OTHER"}
+
+
+def test_under_srun_the_step_says_who_is_who():
+    environment = {
+        "SLURM_JOB_ID": "1234567", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "n[1-4]", "MASTER_ADDR": "n1",
+    }  # fmt: skip
+    assert rank_variables(environment) == {
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "n1", "MASTER_PORT": "24567",
+    }  # fmt: skip
+
+
+def test_a_batch_scripts_own_shell_is_a_single_rank():
+    variables = rank_variables({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"})
+    assert variables["WORLD_SIZE"] == "1"
+
+
+def test_plain_python_is_alone_and_takes_a_free_port():
+    first, second = rank_variables({}), rank_variables({})
+    assert first["WORLD_SIZE"] == "1"
+    assert first["MASTER_PORT"] != second["MASTER_PORT"] or int(first["MASTER_PORT"]) > 1024

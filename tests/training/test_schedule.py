@@ -1,0 +1,26 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xmodal.training.schedule import learning_rate
+
+SETTINGS = {"peak": 0.1, "final_share": 0.01, "warmup_share": 0.1}
+
+
+def test_it_rises_to_the_peak_and_falls_to_the_final_share():
+    rates = [learning_rate(step, 100, **SETTINGS) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.01 * (step + 1) for step in range(10)])
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.001)
+
+
+@given(
+    total=st.integers(1, 10_000),
+    step=st.integers(0, 20_000),
+    warmup=st.floats(0, 1),
+    final=st.floats(0, 1),
+)
+def test_it_is_always_above_or_at_zero_and_never_above_the_peak(total, step, warmup, final):
+    rate = learning_rate(step, total, peak=0.5, final_share=final, warmup_share=warmup)
+    assert 0 <= rate <= 0.5 * max(1, (step + 1) / max(1, round(total * warmup)) if step < round(total * warmup) else 1)

@@ -1,0 +1,55 @@
+"""A small view that can be learned: bright pictures are positive, dark ones negative, those between neutral."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from shards.dataset import finish
+from shards.index import read_index
+from shards.storage import LocalStorage
+from shards.view import write_view
+from shards.writer import Sample, write_shard
+
+SOFT_LABELS = ([0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8])
+
+
+def make_view(folder: Path, *, num_samples: int, samples_per_shard: int = 15) -> Path:
+    """Write `folder/dataset` and `folder/view`; every eighth sample is for validation. Returns the view's folder."""
+    storage = LocalStorage(folder / "dataset", create=True)
+    generator = np.random.default_rng(0)
+    for number, start in enumerate(range(0, num_samples, samples_per_shard)):
+        samples = [_sample(i, generator) for i in range(start, min(start + samples_per_shard, num_samples))]
+        write_shard(storage, f"{number:06d}", samples)
+    finish(storage, describe_shard=lambda _: {}, describe_dataset=lambda _: {})
+    tables = []
+    for name in storage.names(".tar"):
+        index = read_index(storage, name)
+        tables.append(index.append_column("shard", pa.array([name] * index.num_rows)))
+    table = pa.concat_tables(tables)
+    splits = ["val" if row % 8 == 7 else "train" for row in range(table.num_rows)]
+    rows = (
+        table.select(["shard", "key", "image_ext", "image_offset", "image_length"])
+        .append_column("dataset", pa.array([0] * table.num_rows, pa.int32()))
+        .append_column("split", pa.array(splits))
+        .append_column("target", table["soft_label"])
+    )
+    view = folder / "view"
+    write_view(
+        str(view),
+        rows.select(["dataset", "shard", "key", "image_ext", "image_offset", "image_length", "split", "target"]),
+        datasets=[str(folder / "dataset")],
+        description={"counts": {"splits": {name: splits.count(name) for name in ("train", "val", "test")}}},
+    )
+    return view
+
+
+def _sample(number: int, generator: np.random.Generator) -> Sample:
+    label = number % 3
+    pixels = generator.normal([60, 128, 196][label], 25, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    fields = {"soft_label": SOFT_LABELS[label], "post_id": str(number)}
+    return Sample(key=f"{number}-0", image=file.getvalue(), image_extension="png", fields=fields)

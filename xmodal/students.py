@@ -1,0 +1,170 @@
+"""Students: timm models with three outputs, made, exported as timm folders, and loaded again."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.data import resolve_input_data_config
+from timm.models import save_for_hf
+
+from shards.checks import require_range
+from shards.errors import ConfigError, UserError
+from shards.json_object import parse_json_object
+from xmodal.labels import CLASSES
+
+PRESETS = {
+    "ViT_B32": "vit_base_patch32_224.augreg_in21k",
+    "ViT_B16": "vit_base_patch16_224.augreg_in21k",
+    "ViT_L32": "vit_large_patch32_224.orig_in21k",
+    "ViT_L16": "vit_large_patch16_224.augreg_in21k",
+}
+
+# What timm's models raise for arguments and weights that do not fit: each checks, or trips over, them in its own way.
+_TIMM_ERRORS = (
+    RuntimeError, TypeError, ValueError, AssertionError, OSError, ArithmeticError, LookupError, AttributeError,
+    SafetensorError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Which vision model learns."""
+
+    model: str = "ViT_B16"
+    """A preset (ViT_B32, ViT_B16, ViT_L32, ViT_L16), any timm name, or `local-dir:FOLDER`."""
+    pretrained: bool = True
+    """Start from the model's published weights."""
+    model_args: dict = field(default_factory=dict)
+    """Further arguments of `timm.create_model`, such as `img_size`, `depth`, `drop_path_rate`."""
+    eval_crop_share: float | None = None
+    """Share of the shorter side that the evaluation crop keeps; by default the model's own (often 0.9)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        if {"num_classes", "in_chans"} & set(self.model_args):
+            raise ConfigError("model_args", self.model_args, "must not hold num_classes or in_chans: 3 outputs, RGB in")
+        if self.eval_crop_share is not None:
+            require_range(self, "eval_crop_share", above=0, most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """What pictures a student takes."""
+
+    size: int
+    """Pixels of the square's side."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_share: float
+    """Share of the shorter side that the evaluation crop keeps."""
+
+
+def create_student(config: StudentConfig) -> torch.nn.Module:
+    """A model with three outputs. Raises UserError for a name or arguments that timm does not know."""
+    name = PRESETS.get(config.model, config.model)
+    try:
+        model = timm.create_model(name, pretrained=config.pretrained, num_classes=len(CLASSES), **config.model_args)
+        if config.gradient_checkpointing:
+            model.set_grad_checkpointing(True)
+    except _TIMM_ERRORS as error:
+        raise UserError(
+            f"student.model: {config.model} with {config.model_args}: {_first_line(error)}",
+            "see timm.list_models() for names; set student.pretrained=false where no weights can be had",
+        ) from error
+    return model
+
+
+def load_student(folder: str) -> torch.nn.Module:
+    """A student as `export_student` wrote it, on the CPU, in evaluation mode. Raises UserError if it is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no config.json, so this is no student", "train one first, or check the path")
+    labels = parse_json_object(path.read_bytes(), str(path), "export the student again").get("label_names")
+    if labels != list(CLASSES):
+        raise UserError(
+            f"{folder}/config.json: label_names: {labels} are not {list(CLASSES)}",
+            "give a student that xmodal exported",
+        )
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except _TIMM_ERRORS as error:
+        raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
+
+
+def input_spec(model: torch.nn.Module, crop_share: float | None = None) -> InputSpec:
+    """What pictures a model takes, by its own configuration; `crop_share` overrides that of the model."""
+    # resolve_model_data_config would give the published weights' size, not that of the model as it was made.
+    resolved = resolve_input_data_config(model=model, pretrained_cfg=model.pretrained_cfg)
+    return InputSpec(
+        size=resolved["input_size"][-1],
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+        crop_share=crop_share or resolved["crop_pct"],
+    )
+
+
+def export_student(model: torch.nn.Module, folder: str, *, crop_share: float, provenance: Mapping[str, Any]) -> None:
+    """Write `config.json`, `model.safetensors`, `README.md` (model card) and `provenance.json`.
+
+    The folder is never seen half written; a student that was there is moved aside first.
+    Bare timm loads the folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+    """
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+    save_for_hf(
+        model,
+        str(staged),
+        model_config={"label_names": list(CLASSES)},
+        safe_serialization=True,
+        data_config={"crop_pct": crop_share},
+    )
+    (staged / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    (staged / "README.md").write_text(_model_card(model, provenance))
+    staged.chmod(0o755)
+    retired = target.with_name(f".tmp-{target.name}-retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        os.rename(target, retired)
+    os.rename(staged, target)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _model_card(model: torch.nn.Module, provenance: Mapping[str, Any]) -> str:
+    spec = input_spec(model)
+    pretrained_config = cast(dict[str, Any], model.pretrained_cfg)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"""---
+library_name: timm
+tags:
+- image-classification
+- timm
+---
+# Image sentiment student
+
+Predicts negative, neutral or positive sentiment from a picture alone. It learned from the soft labels that a text
+teacher gave to the texts of posts; no person annotated its training pictures.
+
+- Architecture: {pretrained_config["architecture"]}, {num_parameters:,} parameters
+- Input: RGB, {spec.size} by {spec.size} pixels; outputs: logits of {", ".join(CLASSES)}
+- View it learned from: `{provenance.get("view_fingerprint", "unknown")}`
+- Steps: {provenance.get("steps", "unknown")}; all settings are in `provenance.json`
+
+```python
+import timm
+model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()
+```
+"""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Training a student on a view by the DeepSpeed engine."""

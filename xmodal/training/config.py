@@ -1,0 +1,95 @@
+"""Everything that a training run is told."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shards.checks import require_range
+from shards.decode import AugmentConfig
+from shards.errors import ConfigError
+from shards.stream import StreamConfig
+from xmodal.students import StudentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What the student is asked to match."""
+
+    kind: Literal["soft", "hard"] = "soft"
+    """`soft`: cross-entropy against the teacher's probabilities. `hard`: against its most probable class."""
+    temperature: float = 1.0
+    """For `soft`: flattens both sides; above 1 the small probabilities count more (Hinton et al. 2015)."""
+    label_smoothing: float = 0.0
+    """For `hard`: mass spread evenly over the classes (the paper: 0.2)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: each class weighs as if the view held equally much of all three."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "temperature", above=0)
+        require_range(self, "label_smoothing", least=0, below=1)
+        if self.kind == "soft" and self.label_smoothing:
+            raise ConfigError("label_smoothing", self.label_smoothing, "has no effect on soft labels; leave it at 0")
+        if self.kind == "hard" and self.temperature != 1:
+            raise ConfigError("temperature", self.temperature, "has no effect on hard labels; leave it at 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    final_lr_share: float = 0.01
+    """Learning rate at the last step, as a share of the peak."""
+    warmup_share: float = 0.05
+    """Share of all steps over which the learning rate rises from 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running means of the gradient and its square."""
+    weight_decay: float = 0.05
+    """Not applied to biases, norms, and what the model itself exempts."""
+    max_grad_norm: float = 1.0
+    """Larger gradients are scaled down to this norm; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "lr", above=0, most=1)
+        require_range(self, "final_lr_share", "warmup_share", least=0, most=1)
+        require_range(self, "weight_decay", "max_grad_norm", least=0)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("betas", self.betas, "are out of range [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """From a view to a student."""
+
+    view: str
+    """Folder of the view."""
+    output: str
+    """Folder of the run: metrics.jsonl, tensorboard/, checkpoints/ and, at the end, student/."""
+    deepspeed: str = "configs/deepspeed/zero2.json"
+    """DeepSpeed's own config; its "auto" values are filled in from here."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 10
+    """Passes over the view's train split."""
+    max_steps: int = 0
+    """Stop after so many optimizer steps, the learning rate being what it is then; 0 for no such limit."""
+    global_batch_size: int = 256
+    """Samples of one optimizer step over all ranks."""
+    micro_batch_size: int = 0
+    """Samples of one forward pass of a rank; the rest is accumulated. 0: all of a rank's share at once."""
+    seed: int = 0
+    """Decides the initial weights, drop path and dropout. `stream.seed` decides order and augmentation."""
+    log_every_steps: int = 10
+    """Steps that one line of the log, and of metrics.jsonl, sums up."""
+    checkpoint_every_epochs: int = 1
+    """Epochs between checkpoints; 0 for none, then a run that is cut off starts anew."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "epochs", "global_batch_size", "log_every_steps", "keep_checkpoints", least=1)
+        require_range(self, "max_steps", "micro_batch_size", "checkpoint_every_epochs", least=0)
+        require_range(self, "seed", least=0, below=2**31)

@@ -1,0 +1,84 @@
+"""From the environment that a launcher leaves to rank, local rank and world size, and the process group."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Who this process is among all of the job."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+
+def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that torch's process group needs, from whichever launcher started this process.
+
+    `deepspeed` and `torchrun` set them; under `srun` they come from the step's variables; a plain `python` is alone.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        return {name: environment[name] for name in names if name in environment}
+    # SLURM_STEP_NUM_TASKS is there within srun only: a batch script's own shell is no rank.
+    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
+            # The same for all ranks of a step, another for every job that may share a node with it.
+            "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + int(environment["SLURM_JOB_ID"]) % 10000),
+        }
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+
+
+def start_process_group() -> Ranks:
+    """Join the job's process group, by NCCL where there are GPUs, else by gloo."""
+    # DS_ACCELERATOR=cpu asks for the processors of a machine that has GPUs too.
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if not on_gpu:
+        # DeepSpeed would look for a GPU where torch was built for one.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.update(rank_variables(os.environ))
+    import deepspeed
+
+    ranks = Ranks(
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+    if on_gpu:
+        torch.cuda.set_device(ranks.local_rank)
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    return ranks
+
+
+def _first_host(node_list: str) -> str:
+    return subprocess.run(
+        ["scontrol", "show", "hostnames", node_list], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+
+
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,279 @@
+"""The training program: one loop, whichever launcher started it and whatever the ZeRO stage."""
+
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import xmodal
+from shards.errors import UserError
+from shards.json_object import parse_json_object
+from shards.storage import LocalStorage
+from shards.stream import Batch, EvalStream, TrainStream, normalise
+from shards.view import View, open_view
+from xmodal.students import InputSpec, create_student, export_student, input_spec
+from xmodal.training.checkpoint import load_checkpoint, save_checkpoint
+from xmodal.training.config import TrainConfig
+from xmodal.training.engine import (
+    average_buffers,
+    create_engine,
+    full_weights,
+    gradient_norm,
+    micro_batches_per_step,
+    resolve_deepspeed_config,
+    set_learning_rate,
+)
+from xmodal.training.losses import balanced_class_weights, sample_losses, teacher_entropy
+from xmodal.training.ranks import Ranks, start_process_group
+from xmodal.training.schedule import learning_rate
+from xmodal.training.step_log import StepClock, StepLog, memory_gib
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> None:
+    """Train a student and export it to `<output>/student`; goes on from the last complete checkpoint, if any.
+
+    Raises UserError for a view, a student or sizes that do not go together, before the first step.
+    """
+    view = open_view(config.view)  # before the ranks wait for each other: the likeliest mistake is told at once
+    ranks = start_process_group()
+    if not ranks.is_first:
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        _Run(config, view, ranks).run()
+    finally:
+        dist.destroy_process_group()
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, view: View, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        self.folder = Path(config.output)
+        check_pinned_config(self.folder, config)
+        torch.manual_seed(config.seed)  # the same initial weights on all ranks
+        model = create_student(config.student)
+        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share)
+        micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
+        self.stream = TrainStream(
+            view,
+            config=config.stream,
+            size=self.spec.size,
+            augment=config.augment,
+            global_batch_size=config.global_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            micro_batches=micro_batches,
+        )
+        self.schedule_steps = config.epochs * self.stream.steps_per_epoch
+        self.total_steps = min(self.schedule_steps, config.max_steps or self.schedule_steps)
+        self.class_weights = _class_weights(view, config)
+        deepspeed_config = resolve_deepspeed_config(
+            config.deepspeed,
+            global_batch_size=config.global_batch_size,
+            micro_batches=micro_batches,
+            world_size=ranks.world_size,
+            max_grad_norm=config.optimizer.max_grad_norm,
+        )
+        self.engine = create_engine(model, config.optimizer, deepspeed_config)
+        self.dtype = next(self.engine.module.parameters()).dtype
+        self.view = view
+        self.step = 0
+
+    def run(self) -> None:
+        state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks)
+        if state is not None:
+            self.step = state["step"]
+            self.stream.load_state_dict(state["stream"])
+            log.info("resuming at step %d of %d", self.step, self.total_steps)
+        self.log = StepLog(self.folder, resumed_step=self.step) if self.ranks.is_first else None
+        if self.ranks.is_first:
+            pin_config(self.folder, self.config)
+            log.info(
+                "%d samples, %d steps of %d on %d ranks, ZeRO-%d, %s",
+                self.stream.num_samples,
+                self.total_steps,
+                self.config.global_batch_size,
+                self.ranks.world_size,
+                self.engine.zero_optimization_stage(),
+                self.dtype,
+            )
+        while self.step < self.total_steps:
+            epoch = self.stream.epoch
+            self._train_epoch()
+            average_buffers(self.engine.module, self.ranks.world_size)
+            self._validate(epoch)
+            if self._is_checkpoint_due(epoch):
+                save_checkpoint(
+                    self.engine,
+                    self.folder / "checkpoints",
+                    step=self.step,
+                    state={"stream": self.stream.state_dict()},
+                    ranks=self.ranks,
+                    keep=self.config.keep_checkpoints,
+                )
+        self._export()
+        if self.log:
+            self.log.close()
+
+    def _is_checkpoint_due(self, epoch: int) -> bool:
+        every = self.config.checkpoint_every_epochs
+        return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
+
+    def _train_epoch(self) -> None:
+        """Steps to the end of the epoch, or of the run."""
+        self.engine.train()
+        clock = StepClock()
+        losses: list[torch.Tensor] = []
+        for micro_batches in self.stream:
+            clock.data_arrived(sum(len(batch.rows) for batch in micro_batches))
+            # Drop path and dropout depend on (seed, step, rank) alone: a resumed run draws what it would have drawn.
+            torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4096 + self.ranks.rank)
+            rate = learning_rate(
+                self.step,
+                self.schedule_steps,
+                peak=self.config.optimizer.lr,
+                final_share=self.config.optimizer.final_lr_share,
+                warmup_share=self.config.optimizer.warmup_share,
+            )
+            set_learning_rate(self.engine, rate)
+            losses += [self._forward_and_backward(batch) for batch in micro_batches]
+            self.step += 1
+            clock.step_done()
+            epoch_ended = self.stream.step == 0
+            if self.step % self.config.log_every_steps == 0 or epoch_ended or self.step == self.total_steps:
+                self._log_steps(losses, rate, clock)
+                losses = []
+            if self.step == self.total_steps:
+                return
+
+    def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
+        """One micro-batch; the engine steps its optimizer with the last of a step. Returns the loss, detached."""
+        logits = self.engine(self._pixels(batch))
+        targets = batch.targets.to(logits.device)
+        loss = sample_losses(logits, targets, self.config.loss, self.class_weights).mean()
+        self.engine.backward(loss)
+        self.engine.step()
+        return loss.detach()
+
+    def _pixels(self, batch: Batch) -> torch.Tensor:
+        pixels = batch.pixels.to(self.engine.device, non_blocking=True)
+        return normalise(pixels, self.spec.mean, self.spec.std).to(self.dtype)
+
+    def _log_steps(self, losses: list[torch.Tensor], rate: float, clock: StepClock) -> None:
+        loss = torch.stack(losses).mean()
+        dist.all_reduce(loss)
+        timing = clock.read()
+        if self.log:
+            values = {
+                "loss": loss.item() / self.ranks.world_size,
+                "grad_norm": gradient_norm(self.engine),
+                "lr": rate,
+                "images_per_second": timing["images_per_second"] * self.ranks.world_size,
+                "data_wait_share": timing["data_wait_share"],
+                "memory_gib": memory_gib(),
+                "replaced": self.stream.num_replaced,
+            }
+            self.log.write("step", self.step, values)
+
+    @torch.no_grad()
+    def _validate(self, epoch: int) -> None:
+        """Against the teacher, on the view's val split: every sample once over all ranks."""
+        if not self.view.description["counts"]["splits"]["val"]:
+            return
+        self.engine.eval()
+        stream = EvalStream(
+            self.view,
+            split="val",
+            size=self.spec.size,
+            crop_share=self.spec.crop_share,
+            batch_size=self.engine.train_micro_batch_size_per_gpu(),
+            num_workers=self.config.stream.num_workers,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+        sums = torch.zeros(4, dtype=torch.float64, device=self.engine.device)
+        for batch in stream:
+            sums += self._validation_sums(batch)
+        dist.all_reduce(sums)
+        num_samples, loss, divergence, agreeing = sums.tolist()
+        if self.log and num_samples:
+            values = {
+                "epoch": epoch,
+                "loss": loss / num_samples,
+                "kl": divergence / num_samples,
+                "teacher_agreement": agreeing / num_samples,
+            }
+            self.log.write("validation", self.step, values)
+
+    def _validation_sums(self, batch: Batch) -> torch.Tensor:
+        logits = self.engine(self._pixels(batch)).float()
+        targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
+        losses = sample_losses(logits, targets, self.config.loss, self.class_weights)
+        cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
+        rows = torch.stack(
+            [
+                torch.ones_like(losses),
+                losses,
+                cross_entropy - teacher_entropy(targets),
+                (logits.argmax(dim=1) == targets.argmax(dim=1)).float(),
+            ]
+        )
+        return (rows * mask).double().sum(dim=1)
+
+    def _export(self) -> None:
+        weights = full_weights(self.engine)
+        if not self.ranks.is_first:
+            return
+        model = create_student(replace(self.config.student, pretrained=False))
+        model.load_state_dict(weights)
+        provenance = {
+            "xmodal": xmodal.__version__,
+            "view_fingerprint": self.view.fingerprint,
+            "steps": self.step,
+            "config": asdict(self.config),
+        }
+        export_student(model, str(self.folder / "student"), crop_share=self.spec.crop_share, provenance=provenance)
+        log.info("student exported to %s", self.folder / "student")
+
+
+def _class_weights(view: View, config: TrainConfig) -> torch.Tensor | None:
+    if config.loss.class_weights == "none":
+        return None
+    targets = torch.tensor(view.split("train").rows["target"].to_pylist())
+    if config.loss.kind == "hard":
+        targets = torch.nn.functional.one_hot(targets.argmax(dim=1), targets.shape[1])
+    return balanced_class_weights(targets)
+
+
+_MAY_CHANGE = {"output", "deepspeed", "max_steps", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints"}
+
+
+def check_pinned_config(folder: Path, config: TrainConfig) -> None:
+    """Raise UserError if a setting that shapes the student is not what the run in this folder was begun with."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    begun_with = parse_json_object(path.read_bytes(), str(path), "give a new `output` folder")
+    for name, value in _plain_values(config).items():
+        if name not in _MAY_CHANGE and begun_with.get(name) != value:
+            raise UserError(
+                f"{path}: {name}: this run was begun with {begun_with.get(name)}, not {value}",
+                "go on with the settings it was begun with, or give a new `output` folder",
+            )
+
+
+def pin_config(folder: Path, config: TrainConfig) -> None:
+    """Keep the config with a run's first start: once everything that it names was found to be there."""
+    if not (folder / "config.json").exists():
+        content = json.dumps(_plain_values(config), indent=2).encode() + b"\n"
+        LocalStorage(folder, create=True).replace("config.json", content)
+
+
+def _plain_values(config: TrainConfig) -> dict[str, Any]:
+    """A config as JSON holds it."""
+    return json.loads(json.dumps(asdict(config)))
