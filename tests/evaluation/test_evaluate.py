@@ -1,0 +1,145 @@
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import launchers
+import made_pictures
+import numpy as np
+import pytest
+
+from shards.errors import UserError
+from xmodal.benchmarks import load_benchmark
+from xmodal.config import load_config
+from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
+from xmodal.evaluation.metrics import METRICS
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_student: Path, picture_benchmark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one process's metrics.json and predictions-pictures.csv."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    evaluate(config_of(tiny_student, picture_benchmark, folder))
+    return folder
+
+
+def config_of(student: Path, benchmark: Path, folder: Path) -> EvaluateConfig:
+    return EvaluateConfig(
+        student=str(student),
+        benchmarks=[str(benchmark)],
+        output=str(folder),
+        json=str(folder / "metrics.json"),
+        batch_size=5,
+        num_draws=100,
+    )
+
+
+def read_predictions(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "predictions-pictures.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_json_has_n_and_every_metric_with_its_interval(evaluated):
+    document = json.loads((evaluated / "metrics.json").read_text())
+    assert list(document) == ["pictures"]
+    metrics = document["pictures"]
+    expected = {f"{name}{suffix}" for name in METRICS for suffix in ("", "_low", "_high")}
+    assert set(metrics) == {"n", "left_out", *expected}
+    assert all(metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] for name in METRICS)
+
+
+def test_undecodable_pictures_are_left_out_and_counted(evaluated):
+    metrics = json.loads((evaluated / "metrics.json").read_text())["pictures"]
+    assert (metrics["n"], metrics["left_out"]) == (24, 2)
+
+
+def test_the_predictions_are_in_the_order_of_the_table(evaluated, picture_benchmark):
+    rows = read_predictions(evaluated)
+    benchmark = load_benchmark(str(picture_benchmark))
+    assert list(rows[0]) == ["path", "negative", "neutral", "positive", "human_score"]
+    assert [row["path"] for row in rows] == benchmark.paths
+    assert [float(row["human_score"]) for row in rows] == benchmark.scores.tolist()
+    for row in rows:
+        total = sum(float(row[name]) for name in ("negative", "neutral", "positive"))
+        assert total == pytest.approx(1, abs=1e-5) or "-x." in row["path"]
+
+
+def test_the_metrics_are_those_of_the_predictions(evaluated, picture_benchmark):
+    table = np.genfromtxt(evaluated / "predictions-pictures.csv", delimiter=",", skip_header=1)[:, 1:4]
+    metrics = json.loads((evaluated / "metrics.json").read_text())["pictures"]
+    assert score(load_benchmark(str(picture_benchmark)), table, num_draws=100, seed=0) == pytest.approx(metrics)
+
+
+def test_two_processes_give_the_same_files_as_one(evaluated, tiny_student, picture_benchmark, tmp_path):
+    arguments = [
+        "--student", str(tiny_student), "--benchmarks", f"[{picture_benchmark}]", "--output", str(tmp_path),
+        "--json", str(tmp_path / "metrics.json"), "--batch_size", "5", "--num_draws", "100",
+    ]  # fmt: skip
+    launcher = [
+        str(launchers.BIN / "torchrun"), "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+        "--master-port", str(launchers.free_port()), "launch/evaluate.py",
+    ]  # fmt: skip
+    ended = subprocess.run(
+        [*launcher, *arguments],
+        cwd=launchers.ROOT,
+        # Without a GPU: two processes cannot share one by NCCL.
+        env=launchers.environment() | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("balanced_accuracy") == 1
+    metrics, alone = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, evaluated))
+    assert metrics["pictures"] == pytest.approx(alone["pictures"])
+    rows, rows_alone = (read_predictions(folder) for folder in (tmp_path, evaluated))
+    assert [row["path"] for row in rows] == [row["path"] for row in rows_alone]
+    for name in ("negative", "neutral", "positive", "human_score"):
+        numbers = [float(row[name]) for row in rows_alone]
+        # The last of the six digits may be rounded otherwise.
+        assert [float(row[name]) for row in rows] == pytest.approx(numbers, abs=2e-6, nan_ok=True)
+
+
+def test_no_files_are_written_unless_asked_for(tiny_student, picture_benchmark, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = EvaluateConfig(student=str(tiny_student), benchmarks=[str(picture_benchmark)], num_draws=5)
+    assert evaluate(config)["pictures"]["n"] == 24
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_benchmarks_of_one_name_are_refused(tiny_student, picture_benchmark, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(picture_benchmark.read_text())
+    config = EvaluateConfig(student=str(tiny_student), benchmarks=[str(picture_benchmark), str(other)])
+    with pytest.raises(UserError, match="two are named 'pictures'"):
+        evaluate(config)
+
+
+def test_a_benchmark_without_a_decodable_picture_is_named(tiny_student, tmp_path):
+    (tmp_path / "x.png").write_bytes(made_pictures.GARBAGE)
+    (tmp_path / "labels.csv").write_text("path,score\nx.png,1\n")
+    file = tmp_path / "broken.yaml"
+    file.write_text(f"name: broken\nimages: {tmp_path}\nlabels: {tmp_path}/labels.csv\n")
+    with pytest.raises(UserError, match="broken: none of its pictures can be decoded"):
+        evaluate(EvaluateConfig(student=str(tiny_student), benchmarks=[str(file)]))
+
+
+def test_a_folder_that_is_no_student_is_named(picture_benchmark, tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json, so this is no student"):
+        evaluate(EvaluateConfig(student=str(tmp_path), benchmarks=[str(picture_benchmark)]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--benchmarks", "[]"], "benchmarks: [] must name at least one"),
+        (["--batch_size", "0"], "batch_size: 0 must be at least 1"),
+        (["--num_workers", "-1"], "num_workers: -1 must be at least 0"),
+        (["--num_draws", "0"], "num_draws: 0 must be at least 1"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_the_rule(arguments, what):
+    given = ["--student", "student", "--benchmarks", "[b.yaml]", *arguments]
+    with pytest.raises(UserError, match="command line: ") as caught:
+        load_config(EvaluateConfig, given, command="xmodal evaluate", description="")
+    assert what in caught.value.what

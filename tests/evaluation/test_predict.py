@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import made_pictures
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+
+from shards.decode import decode_rgb, eval_pixels
+from xmodal.benchmarks import load_benchmark
+from xmodal.evaluation.predict import predict
+from xmodal.students import StudentConfig, create_student, load_student
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def paths(picture_benchmark: Path) -> list[Path]:
+    benchmark = load_benchmark(str(picture_benchmark))
+    return [benchmark.image_path(place) for place in range(len(benchmark.paths))]
+
+
+def probabilities_of(student: Path, paths: list[Path], batch_size: int = 8, num_workers: int = 0) -> np.ndarray:
+    return predict(
+        load_student(str(student)),
+        paths,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=Accelerator(cpu=True),
+    )
+
+
+def test_each_row_is_what_bare_timm_says_of_its_picture(tiny_student, paths):
+    model = timm.create_model(f"local-dir:{tiny_student}", pretrained=True).eval()
+    probabilities = probabilities_of(tiny_student, paths)
+    decodable = [place for place, path in enumerate(paths) if not path.name.endswith("-x.img")]
+    for place in decodable:
+        pixels = eval_pixels(decode_rgb(paths[place].read_bytes(), min_side=32), 32, 0.8)
+        with torch.inference_mode():
+            expected = model((torch.from_numpy(pixels)[None].float() / 255 - 0.5) / 0.5).softmax(dim=1)[0]
+        assert probabilities[place] == pytest.approx(expected.numpy(), abs=1e-5)
+    assert len(np.unique(probabilities[decodable].round(4), axis=0)) == len(decodable)
+
+
+def test_the_batch_size_does_not_matter(tiny_student, paths):
+    alone, threes, together = (probabilities_of(tiny_student, paths, batch_size) for batch_size in (1, 3, 64))
+    np.testing.assert_allclose(alone, threes, atol=1e-6)
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+def test_workers_that_decode_change_nothing(tiny_student, paths):
+    assert np.array_equal(
+        probabilities_of(tiny_student, paths), probabilities_of(tiny_student, paths, num_workers=2), equal_nan=True
+    )
+
+
+def test_a_picture_that_cannot_be_decoded_has_no_probabilities(tiny_student, paths, caplog):
+    probabilities = probabilities_of(tiny_student, paths)
+    undecodable = [path.name.endswith("-x.img") for path in paths]
+    assert np.isnan(probabilities).all(axis=1).tolist() == undecodable
+    assert probabilities[~np.array(undecodable)].sum(axis=1) == pytest.approx(1)
+    assert "garbage-x.img: cannot be decoded" in caplog.text
+
+
+def test_dropout_is_off_even_for_a_student_that_is_being_trained(paths):
+    config = StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args={**TINY, "drop_rate": 0.5})
+    student = create_student(config).train()
+    first, again = (
+        predict(student.train(), paths, batch_size=8, num_workers=0, accelerator=Accelerator(cpu=True))
+        for _ in range(2)
+    )
+    assert np.array_equal(first, again, equal_nan=True)
+
+
+def test_fewer_pictures_than_a_batch_and_none_at_all_are_fine(tiny_student, tmp_path):
+    (tmp_path / "one.png").write_bytes(made_pictures.png())
+    assert probabilities_of(tiny_student, [tmp_path / "one.png"]).shape == (1, 3)
+    assert probabilities_of(tiny_student, []).shape == (0, 3)

@@ -1,0 +1,1 @@
+"""Judging students on human-labelled pictures."""
