@@ -1,0 +1,1 @@
+"""What launchers start: `ray job submit`, `deepspeed`, `torchrun`, `srun`, or plain `python`."""

@@ -1,0 +1,245 @@
+import ast
+import inspect
+import itertools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import xmodal as package
+from xmodal import cli
+from xmodal.curation.curate import CurateConfig
+from xmodal.demo.demo import DemoConfig
+from xmodal.evaluation.evaluate import EvaluateConfig
+from xmodal.labelling import LabelConfig
+from xmodal.report.report import ReportConfig
+from xmodal.training.config import TrainConfig
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = {
+    "label": LabelConfig,
+    "curate": CurateConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "demo": DemoConfig,
+}
+
+
+def xmodal(*arguments: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "xmodal.cli", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def python(program: str) -> str:
+    """What a fresh Python prints."""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def leaves(config_class: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the settings that have a value of their own."""
+    names = []
+    for field in fields(config_class):
+        if is_dataclass(field.type):
+            names += leaves(field.type, f"{prefix}{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_all_verbs(arguments, capsys):
+    assert cli.main(arguments) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == [*CONFIGS, "doctor"] == list(cli.VERBS)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"xmodal {package.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_the_help_of_a_verb_names_its_settings(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    # The overview's line about the verb is the first of its own help.
+    assert cli.VERBS[verb][0] in " ".join(text.split())
+    for name in leaves(CONFIGS[verb]):
+        assert f"--{name}" in text
+
+
+def own_docstring_lines(config_class: Any) -> list[str]:
+    """The first words of every attribute's docstring, of the nested configs too."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body  # type: ignore[attr-defined]
+    found = []
+    for node, following in itertools.pairwise(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr):
+            found.append(" ".join(ast.literal_eval(following.value).split()))
+    for field in fields(config_class):
+        if is_dataclass(field.type):
+            found += own_docstring_lines(field.type)
+    return found
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_the_help_of_a_verb_says_what_each_setting_is_for(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    text = "".join(capsys.readouterr().out.split())
+    docstrings = own_docstring_lines(CONFIGS[verb])
+    assert docstrings
+    for docstring in docstrings:
+        assert docstring.replace(" ", "").rstrip(".") in text
+
+
+def test_the_doctors_help_says_what_it_looks_for(capsys):
+    assert cli.main(["doctor", "--help"]) == 0
+    assert "xmodal doctor" in capsys.readouterr().out
+
+
+def test_the_doctor_takes_no_settings(capsys):
+    assert_two_lines(cli.main(["doctor", "--fast"]), capsys.readouterr().err, "--fast: no such setting")
+
+
+def test_an_unknown_verb_is_told_in_two_lines():
+    ended = xmodal("tain")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    what, remedy = ended.stderr.splitlines()
+    assert what == "xmodal: tain: no such command"
+    assert all(verb in remedy for verb in cli.VERBS)
+
+
+def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Arguments with a real mistake, and what the first line must name."""
+    (folder / "posts.txt").write_text("")
+    (folder / "broken.yaml").write_text("datasets: [a\n")
+    (folder / "typo.yaml").write_text(
+        f"datasets: [{folder}/none]\nview: {folder}/view\nconfidance: {{positive: 0.5}}\n"
+    )
+    (folder / "empty").mkdir()
+    emoji = "configs/benchmarks/emoji.yaml"
+    none = f"{folder}/none"
+    return {
+        "label-missing-posts": (["label", "--posts", f"{none}.jsonl", "--dataset", f"{folder}/d"], f"{none}.jsonl"),
+        "label-format": (["label", "--posts", f"{folder}/posts.txt", "--dataset", f"{folder}/d"], "posts.txt"),
+        "label-required": (["label", "--posts", f"{none}.jsonl"], "dataset"),
+        "label-range": (
+            ["label", "--posts", f"{none}.jsonl", "--dataset", "d", "--posts_per_unit", "0"],
+            "posts_per_unit: 0 must be at least 1",
+        ),
+        "curate-missing-dataset": (["curate", "--datasets", f"[{none}]", "--view", f"{folder}/v"], none),
+        "curate-unfinished": (["curate", "--datasets", f"[{folder}/empty]", "--view", f"{folder}/v"], "dataset.json"),
+        "curate-missing-config": (["curate", "--config", f"{none}.yaml"], f"{none}.yaml"),
+        "curate-broken-config": (["curate", "--config", f"{folder}/broken.yaml"], "broken.yaml"),
+        "curate-unknown-key": (["curate", "--config", f"{folder}/typo.yaml"], "confidance"),
+        "curate-type": (["curate", "--datasets", "[a]", "--view", "v", "--seed", "x"], "seed"),
+        "train-unknown-flag": (["train", "--view", none, "--output", f"{folder}/t", "--optimizer.rl", "1"], "rl"),
+        "train-range": (["train", "--view", none, "--output", f"{folder}/t", "--optimizer.lr", "30"], "optimizer.lr"),
+        "evaluate-no-student": (["evaluate", "--student", none, "--benchmarks", f"[{emoji}]"], none),
+        "evaluate-missing-benchmark": (["evaluate", "--student", none, "--benchmarks", f"[{none}.yaml]"], none),
+        "report-missing-dataset": (
+            ["report", "--dataset", none, "--view", none, "--train", none, "--output", f"{folder}/r.html"],
+            none,
+        ),
+        "report-required": (["report", "--dataset", none], "view"),
+    }
+
+
+MISTAKES = [
+    "label-missing-posts", "label-format", "label-required", "label-range", "curate-missing-dataset",
+    "curate-unfinished", "curate-missing-config", "curate-broken-config", "curate-unknown-key", "curate-type",
+    "train-unknown-flag", "train-range", "evaluate-no-student", "evaluate-missing-benchmark",
+    "report-missing-dataset", "report-required",
+]  # fmt: skip
+
+
+def assert_two_lines(code: int, errors: str, word: str) -> None:
+    assert code == 2
+    what, remedy = errors.splitlines()
+    assert what.startswith("xmodal: ")
+    assert word in what
+    assert remedy.startswith("        ")
+    assert remedy.strip()
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_in_two_lines(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments, word = mistakes(tmp_path)[name]
+    assert_two_lines(cli.main(arguments), capsys.readouterr().err, word)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "label-missing-posts",
+        "curate-missing-dataset",
+        "evaluate-no-student",
+        "report-missing-dataset",
+    ],
+)
+def test_a_mistake_on_a_real_command_line_has_exit_code_2_and_no_traceback(name, tmp_path):
+    arguments, word = mistakes(tmp_path)[name]
+    ended = xmodal(*arguments)
+    assert ended.stdout == ""
+    assert_two_lines(ended.returncode, ended.stderr, word)
+
+
+def test_training_on_a_missing_view_is_told_in_two_lines(tmp_path):
+    ended = xmodal("train", "--view", f"{tmp_path}/none", "--output", f"{tmp_path}/train")
+    assert_two_lines(ended.returncode, ended.stderr, f"{tmp_path}/none: no such folder")
+
+
+def test_the_doctor_finds_this_machine_able_and_names_what_it_looked_for():
+    ended = xmodal("doctor")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    marks = {line.split()[1]: line.split()[0] for line in ended.stdout.splitlines()}
+    assert set(marks.values()) <= {"ok", "--"}
+    assert {"torch", "cuda", "deepspeed", "ray", "slurm", "s3", "timm", "/dev/shm"} <= set(marks)
+    assert marks["torch"] == marks["deepspeed"] == marks["ray"] == "ok"
+
+
+HEAVY = ("torch", "ray", "deepspeed", "timm", "transformers", "boto3")
+
+
+@pytest.mark.parametrize("arguments", [None, ["--help"], ["bogus"]])
+def test_the_overview_imports_nothing_heavy(arguments):
+    program = f"import json, sys\nfrom xmodal import cli\n{f'cli.main({arguments})' if arguments else ''}\n"
+    printed = python(program + "print(json.dumps(list(sys.modules)))")
+    assert set(json.loads(printed.splitlines()[-1])).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("module", ["xmodal.labelling", "xmodal.curation.curate"])
+def test_labelling_and_curation_import_neither_torch_nor_ray(module):
+    modules = set(json.loads(python(f"import json, sys, {module}\nprint(json.dumps(list(sys.modules)))")))
+    assert module in modules
+    assert modules.isdisjoint({"torch", "ray", "timm"})
+
+
+def test_the_doctor_says_each_finding_in_one_line(tmp_path):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: one' >&2\necho 'sbatch: fatal: two' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    ended = xmodal("doctor", path=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert ended.returncode == 0
+    (line,) = [line for line in ended.stdout.splitlines() if "slurm" in line]
+    assert line.startswith("--")
+    assert line.endswith("sbatch: fatal: two")
+    assert all(line[:4] in ("ok  ", "--  ") for line in ended.stdout.splitlines())

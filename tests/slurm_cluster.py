@@ -1,0 +1,152 @@
+"""A real SLURM on this machine: munge, a controller and two node daemons, all private, all ended by pid."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from launchers import free_port
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
+
+
+def missing() -> str | None:
+    """Why there can be no SLURM here, if so."""
+    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)}"
+    return None if os.geteuid() == 0 else "SLURM's daemons need root"
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A running cluster of two nodes, n1 and n2."""
+
+    environment: dict[str, str]
+
+    def submit(self, *arguments: str, folder: Path) -> str:
+        """Submit a batch script and return the job's number."""
+        done = subprocess.run(
+            ["sbatch", "--parsable", *arguments], env=self.environment, cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def wait(self, job: str, seconds: float = 180) -> dict[str, str]:
+        """Wait until a job has ended; returns what `scontrol show job` says of it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            shown = subprocess.run(
+                ["scontrol", "show", "job", job], env=self.environment, capture_output=True, text=True, check=True
+            )
+            fields = dict(word.partition("=")[::2] for word in shown.stdout.split())
+            if fields["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+                return fields
+            assert time.monotonic() < deadline, shown.stdout
+            time.sleep(0.3)
+
+
+@contextmanager
+def start_slurm(folder: Path) -> Iterator[Slurm]:
+    """Start it with all of its files in `folder`, which must not be long: sockets lie there."""
+    controller, *nodes = free_port(), free_port(), free_port()
+    for name in ("state", "n1", "n2"):
+        (folder / name).mkdir()
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    folder.chmod(0o755)
+    (folder / "slurm.conf").write_text(_configuration(folder, controller, nodes))
+    environment = os.environ | {"PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
+    with ExitStack() as stack:
+        if [name for _, name in socket.if_nameindex()] == ["lo"]:
+            stack.enter_context(_address_that_counts())
+
+        def start(name: str, *command: str) -> None:
+            log = stack.enter_context(open(folder / f"{name}.out", "w"))
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            stack.callback(_end, process)
+
+        start(
+            "munged", "munged", "--foreground", f"--key-file={key}", f"--socket={folder}/munge.sock",
+            f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed",
+            "--num-threads=2",
+        )  # fmt: skip
+        _wait_for((folder / "munge.sock").exists, folder)
+        start("slurmctld", "slurmctld", "-D", "-c")
+        for name in ("n1", "n2"):
+            start(name, "slurmd", "-D", "-N", name)
+        slurm = Slurm(environment)
+        stack.callback(_cancel_all, slurm)
+        _wait_for(lambda: _idle_nodes(slurm) == 2, folder)
+        yield slurm
+
+
+@contextmanager
+def _address_that_counts() -> Iterator[None]:
+    """Where loopback is all there is, the resolver gives SLURM no address to listen on: it takes 127.0.0.1 for none.
+
+    192.0.2.0/24 is reserved for documentation (RFC 5737) and leads nowhere.
+    """
+    subprocess.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["ip", "address", "delete", "192.0.2.1/32", "dev", "lo"], check=True)
+
+
+def _path() -> str:
+    # The daemons lie where an ordinary user's path does not lead.
+    return f"{os.environ['PATH']}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+
+
+def _configuration(folder: Path, controller: int, nodes: list[int]) -> str:
+    lines = [
+        "ClusterName=test", "SlurmctldHost=localhost(127.0.0.1)", "SlurmUser=root", "SlurmdUser=root",
+        "AuthType=auth/munge", f"AuthInfo=socket={folder}/munge.sock", "CredType=cred/munge",
+        f"SlurmctldPort={controller}", f"SlurmctldPidFile={folder}/slurmctld.pid",
+        f"SlurmdPidFile={folder}/slurmd.%n.pid",
+        f"SlurmdSpoolDir={folder}/%n", f"StateSaveLocation={folder}/state", "ProctrackType=proctrack/linuxproc",
+        "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none", "MpiDefault=none", "SwitchType=switch/none",
+        "AccountingStorageType=accounting_storage/none", "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core",
+        "SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0", "ReturnToService=2",
+        "SlurmdParameters=config_overrides", "MinJobAge=600", "CompleteWait=0", "KillWait=5",
+    ]  # fmt: skip
+    for name, port in zip(("n1", "n2"), nodes, strict=True):
+        lines.append(f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000")
+    lines.append("PartitionName=all Nodes=n[1-2] Default=YES MaxTime=60")
+    return "\n".join(lines) + "\n"
+
+
+def _idle_nodes(slurm: Slurm) -> int:
+    shown = subprocess.run(["scontrol", "show", "nodes"], env=slurm.environment, capture_output=True, text=True)
+    return shown.stdout.count("State=IDLE ")
+
+
+def _wait_for(condition: Callable[[], bool], folder: Path, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        logs = "\n".join(path.read_text() for path in folder.glob("*.out"))
+        assert time.monotonic() < deadline, logs[-4000:]
+        time.sleep(0.1)
+
+
+def _cancel_all(slurm: Slurm) -> None:
+    subprocess.run(["scancel", "--user=root"], env=slurm.environment, capture_output=True)
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,199 @@
+"""The command `xmodal`: one subcommand a verb, each a thin call."""
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from shards.errors import UserError
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb. Returns the exit code: 0, or 2 for a mistake of the user's, told in two lines."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        import xmodal
+
+        print(f"xmodal {xmodal.__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"xmodal: {verb}: no such command\n        choose one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return run_verb(VERBS[verb][1], rest)
+
+
+def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) -> int:
+    """Call a verb with its arguments; a UserError becomes two lines on stderr and exit code 2."""
+    _start_logging()
+    try:
+        return verb(list(arguments)) or 0
+    except UserError as error:
+        print(f"xmodal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("xmodal: interrupted; the same command goes on where this one was", file=sys.stderr)
+        return 130
+
+
+def label(arguments: list[str]) -> None:
+    """Posts → shards: fetch the pictures, let the teacher read the texts (on Ray)."""
+    from xmodal.labelling import LabelConfig
+    from xmodal.labelling import label as run
+
+    summary = run(_config(LabelConfig, arguments, label))
+    failures = ", ".join(f"{count} {reason}" for reason, count in summary.failures.items()) or "none"
+    _print_table(
+        f"Dataset {os.path.abspath(summary.dataset)}",
+        [
+            ("posts", summary.posts),
+            ("pictures named by them", summary.media),
+            ("samples", summary.samples),
+            ("failures", failures),
+            ("shards", f"{len(summary.shards)} ({summary.units_done_before} were there before)"),
+        ],
+    )
+
+
+def curate(arguments: list[str]) -> None:
+    """Shards → view: drop duplicates and benchmark pictures, filter, balance, split."""
+    from xmodal.curation.curate import CurateConfig
+    from xmodal.curation.curate import curate as run
+
+    summary = run(_config(CurateConfig, arguments, curate))
+    funnel: list[tuple[str, object]] = [
+        (step.step, f"{step.samples:>8}   " + "  ".join(f"{name} {n}" for name, n in step.by_class.items()))
+        for step in summary.funnel
+    ]
+    splits = "  ".join(f"{name} {count}" for name, count in summary.splits.items())
+    _print_table(
+        f"View {os.path.abspath(summary.view)}",
+        [*funnel, ("splits", splits), ("fingerprint", summary.fingerprint[:12])],
+    )
+
+
+def train(arguments: list[str]) -> None:
+    """View → student: train by DeepSpeed; `deepspeed launch/train.py` does the same on many ranks."""
+    from xmodal.training.config import TrainConfig
+
+    config = _config(TrainConfig, arguments, train)
+    # torch's sockets warn where an address has no name, as on many a cluster's inner network.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from xmodal.training.train import train as run
+
+    run(config)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Student → scores on human-labelled benchmarks, with intervals, and predictions with their paths."""
+    from xmodal.evaluation.evaluate import EvaluateConfig
+    from xmodal.evaluation.evaluate import evaluate as run
+    from xmodal.evaluation.table import results_table
+
+    results = run(_config(EvaluateConfig, arguments, evaluate))
+    if results:
+        print(results_table(results))
+
+
+def report(arguments: list[str]) -> None:
+    """Everything of a run → one HTML page."""
+    from xmodal.report.report import ReportConfig
+    from xmodal.report.report import report as run
+
+    print(f"report: {os.path.abspath(run(_config(ReportConfig, arguments, report)))}")
+
+
+def demo(arguments: list[str]) -> None:
+    """The whole way on the emoji set that ships with the project."""
+    from xmodal.demo.demo import DemoConfig
+    from xmodal.demo.demo import demo as run
+
+    summary = run(_config(DemoConfig, arguments, demo))
+    print(summary)
+
+
+def doctor(arguments: list[str]) -> int:
+    """Say what of torch, CUDA, DeepSpeed, Ray, S3 and SLURM is there and what is missing."""
+    from xmodal.doctor import examine
+
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: xmodal doctor\n\n{VERBS['doctor'][0]}")
+        return 0
+    if arguments:
+        raise UserError(f"command line: {arguments[0]}: no such setting", "`xmodal doctor` takes none")
+    findings = examine()
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        print(f"{'ok' if finding.ok else '--':<4}{finding.subject:<{width}}  {finding.detail}")
+    return 0 if all(finding.ok for finding in findings if finding.required) else 1
+
+
+VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
+    verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
+    for verb in (label, curate, train, evaluate, report, demo, doctor)
+}
+
+
+def _overview() -> str:
+    lines = [
+        "usage: xmodal COMMAND [--config FILE.yaml] [--setting VALUE] [--section.setting VALUE]",
+        "",
+        "Image sentiment learned from the crowd: a text teacher labels the pictures of posts, a vision student",
+        "learns from them. `xmodal COMMAND --help` lists the settings of a command.",
+        "",
+    ]
+    lines += [f"  {verb:<10}{summary}" for verb, (summary, _) in VERBS.items()]
+    lines += ["", "Start with:  xmodal demo"]
+    return "\n".join(lines)
+
+
+def _config(config_class: type[T], arguments: list[str], verb: Callable[..., Any]) -> T:
+    from xmodal.config import load_config
+
+    return load_config(config_class, arguments, command=f"xmodal {verb.__name__}", description=VERBS[verb.__name__][0])
+
+
+def _print_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print(title)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def _start_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # They speak at INFO of every step that they take.
+    for name in ("httpx", "urllib3", "filelock", "accelerate", "timm", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Warns, whenever DeepSpeed is imported, that a machine without a GPU has none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, once Python's own exit handlers have run.
+
+    Not by sys.exit(): native thread pools of the libraries that a verb has loaded are now and then torn down while
+    their threads still run, and the C++ runtime then aborts a process that has done all of its work.
+    """
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):  # of `xmodal --help | head -1`
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def command() -> NoReturn:
+    """The console command."""
+    leave(main())
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,1 @@
+"""The whole way on the emoji set that ships with the project."""
