@@ -15,6 +15,9 @@ from shards.checks import require_range
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow may try: some of its other readers start programs or are seldom looked at."""
 
+# Pillow warns of oddities of pictures that are handled here. Told once, for the whole process: `catch_warnings` around
+# each picture would not be safe where several threads decode.
+warnings.filterwarnings("ignore", module=r"PIL\b")
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,13 +42,11 @@ def decode_rgb(content: bytes, *, min_side: int | None = None) -> Image.Image:
     many pixels, which is several times faster for large photos. Raises UndecodableImageError.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if min_side is not None:
-                    image.draft("RGB", (min_side, min_side))
-                image.load()
-                return to_rgb(image)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if min_side is not None:
+                image.draft("RGB", (min_side, min_side))
+            image.load()
+            return to_rgb(image)
     except Exception as error:  # Pillow raises whatever its parsing of damaged bytes trips over
         raise UndecodableImageError(str(error)) from error
 
@@ -85,7 +86,8 @@ class AugmentConfig:
     """How a training picture is varied. All of it off gives the evaluation picture."""
 
     min_crop_area: float = 0.35
-    """Smallest share of the picture's area that a random crop keeps; 1 for no cropping."""
+    """Smallest share of the picture's area that a random crop keeps; 1, with `max_crop_aspect` 1, for none at all (or
+    the middle square of a picture that is none)."""
     max_crop_aspect: float = 1.333
     """Largest ratio of a crop's width to height, and of height to width."""
     flip: bool = True

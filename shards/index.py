@@ -40,7 +40,10 @@ def index_name(tar_name: str) -> str:
 
 
 def read_index(storage: Storage, tar_name: str) -> pa.Table:
-    """The index of a committed tar, one row a sample in the tar's order; made or rebuilt where it is not of this tar.
+    """The index of a committed tar, one row a sample in the tar's order; made where there is none, or a damaged one.
+
+    One of another size of tar or another version is made anew too. What is committed never changes, so no more is
+    compared: that would mean to read the tar.
 
     Columns: `key, image_ext, {image,json,txt}_{offset,length}` (bytes; null where there is no such member), then the
     JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`. Raises UserError if the tar cannot be read.

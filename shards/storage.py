@@ -3,10 +3,12 @@
 Local folders are implemented here; `s3://` is refused with a clear error until object storage is supported.
 """
 
+import errno
 import os
 import time
 import uuid
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +17,26 @@ from shards.errors import UserError
 TEMPORARY_PREFIX = ".tmp-"
 LEFTOVER_AGE_SECONDS = 3600.0
 """A temporary file this old belongs to a writer that died: another run may be writing the younger ones."""
+
+
+# No such file (ENOENT) is how a folder that somebody removed, or one of /proc, refuses a new file.
+_CANNOT_WRITE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ENOENT}
+)
+
+
+@contextmanager
+def told_to_user(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what keeps this user from writing to `folder` (rights, a full disk) into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise UserError(
+            f"{folder}: cannot be written to: {error.strerror}",
+            "see to its permissions and its free space, or give another folder",
+        ) from error
 
 
 class Storage(Protocol):
@@ -71,8 +93,11 @@ class LocalStorage:
         if create:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                writable = os.access(self.folder, os.W_OK | os.X_OK)
             except OSError as error:
                 raise UserError(f"{folder}: cannot be a folder: {error.strerror}", "give another path") from error
+            if not writable:
+                raise UserError(f"{folder}: may not be written to", "see to its permissions, or give another path")
 
     def read(self, name: str) -> bytes:
         """Read a whole object. Raises FileNotFoundError if there is none."""
@@ -110,12 +135,17 @@ class LocalStorage:
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
         temporary = self.new_temporary(name)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / name)
-        self._sync_folder()
+        with told_to_user(self.folder):
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.folder / name)
+            except BaseException:
+                self.discard(temporary)
+                raise
+            self._sync_folder()
 
     def delete(self, name: str) -> None:
         """Remove an object; none there is no error."""

@@ -27,6 +27,7 @@ from shards.view import View, ViewSplit
 log = logging.getLogger(__name__)
 
 MAX_REPLACEMENT_TRIES = 20
+MIN_REPLACED_OF_ERROR = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class StreamConfig:
     num_workers: int = 1
     """Processes per rank that read and decode; 0 does it in the training process."""
     max_replaced_share: float = 0.01
-    """More undecodable pictures than this share of those read (replacements too) is an error."""
+    """More undecodable pictures than this share of those read (replacements too) is an error, once they are over 10."""
     seed: int = 0
     """Decides the order and the augmentation of every epoch."""
 
@@ -142,8 +143,8 @@ class _TrainDataset(_BatchDataset):
         )
 
     def _read_or_replace(self, address: _Address, replaced: list[str]) -> tuple[int, Image.Image]:
-        # A crop may keep a small part, so the scaled decoding must leave enough for it.
-        min_side = int(self.size / self.augment.min_crop_area**0.5) + 1
+        # A crop may keep a small part, and of that one side is shorter: the scaled decoding must leave enough for it.
+        min_side = int(self.size * (self.augment.max_crop_aspect / self.augment.min_crop_area) ** 0.5) + 1
         row = address.row
         for attempt in range(MAX_REPLACEMENT_TRIES):
             try:
@@ -295,7 +296,10 @@ class TrainStream:
         for key in batch.replaced:
             log.warning("%s: cannot be decoded; replaced by another sample of its lane", key)
         # A share of few samples says little: one bad picture in the first batch is no reason to stop.
-        if self.num_replaced > 10 and self.num_replaced > self.config.max_replaced_share * self.num_read:
+        if (
+            self.num_replaced > MIN_REPLACED_OF_ERROR
+            and self.num_replaced > self.config.max_replaced_share * self.num_read
+        ):
             raise UserError(
                 f"{self.num_replaced} of {self.num_read} pictures could not be decoded, more than "
                 f"stream.max_replaced_share = {self.config.max_replaced_share}",

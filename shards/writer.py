@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from shards.storage import TEMPORARY_PREFIX, Storage
+from shards.storage import TEMPORARY_PREFIX, Storage, told_to_user
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9_%-]{1,230}")
@@ -78,11 +78,12 @@ def write_shard(
 ) -> CommittedShard:
     """Write `samples`, in their order, as `<name>.tar` and commit it; `failures` are read after the last sample.
 
-    The same samples give the same bytes: no clock, no user name, no counter goes into the tar.
+    The same samples give the same bytes: no clock, no user name, no counter goes into the tar. Raises UserError where
+    the storage cannot be written to.
     """
     temporary = storage.new_temporary(f"{name}.tar")
     try:
-        with open(temporary, "wb") as file:
+        with told_to_user(storage.url), open(temporary, "wb") as file:
             hashing = _HashingFile(file)
             num_samples = _write_tar(hashing, samples)
         sha256 = hashing.sha256.hexdigest()

@@ -6,11 +6,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import web_server
 
 # No test asks the internet for a model. Read once, when huggingface_hub is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# A busy machine may take long over any one example; the tests' own timeout is what ends those that hang.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import asyncio
 import json
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -27,7 +29,7 @@ from xmodal.crawl.pictures import PictureConfig
 from xmodal.labels import SoftLabel, histogram
 from xmodal.posts.readers import PostRecord, check_posts_file, posts_fingerprint, read_posts, units
 from xmodal.teacher.teacher import Teacher, TeacherConfig, load_teacher
-from xmodal.unit import unit_samples
+from xmodal.unit import UnitOutageError, unit_samples
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ class LabelConfig:
     """Posts that one task labels and one shard holds the pictures of."""
     keep_text: bool = False
     """Also store each post's text in the shard. It is personal data: leave it off where you can."""
+    commit_outages: bool = False
+    """Commit also the units of which no picture could be had, as failures. By default they wait for another run, since
+    their host may only be down: set it for hosts that are gone for good."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
     pictures: PictureConfig = field(default_factory=PictureConfig)
@@ -57,8 +62,18 @@ class LabelConfig:
     def __post_init__(self) -> None:
         require_range(self, "posts_per_unit", least=1)
         require_range(self, "max_units_in_flight", least=0)
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise ConfigError("base_url", self.base_url, "must start with http:// or https://")
+        if not self.dataset:
+            raise ConfigError("dataset", self.dataset, "must name a folder")
+        if self.base_url is not None and not _is_web_url(self.base_url):
+            raise ConfigError("base_url", self.base_url, "must be http:// or https:// and a host")
+
+
+def _is_web_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +95,17 @@ class LabelSummary:
 @dataclass(frozen=True, kw_only=True)
 class _UnitResult:
     number: int
-    num_samples: int
-    won: bool
+    num_samples: int | None = None
+    """None where the unit was committed before."""
+    outage: str | None = None
+    """Why no picture of the unit could be had; then it is not committed."""
 
 
 def label(config: LabelConfig) -> LabelSummary:
     """Label all posts and finish the dataset. Run again after a crash, it goes on where it was.
 
-    Raises UserError for posts that cannot be read, or a dataset made from other posts or settings.
+    Raises UserError for posts that cannot be read, a dataset made from other posts or settings, and, once all other
+    units are committed, for units of which no picture could be had.
     """
     check_posts_file(config.posts)
     dataset = resolve_dataset(config.dataset, os.environ)
@@ -102,6 +120,7 @@ def label(config: LabelConfig) -> LabelSummary:
         _run_on_ray(config, dataset, first, missing)
     else:
         log.info("%s: every unit is committed already", dataset)
+    _check_recipe(storage, recipe)  # a run with other settings may have begun at the same time
     shards = finish(
         storage,
         describe_shard=_describe_shard,
@@ -157,11 +176,16 @@ def recipe_of(config: LabelConfig) -> dict[str, Any]:
 
 def _pin_recipe(storage: Storage, recipe: dict[str, Any]) -> None:
     """Keep the recipe with the first run; refuse another one, whose shards would not go with those there."""
-    if not storage.exists("recipe.json"):
-        if storage.names(".tar"):
+    if storage.names(".tar"):
+        if not storage.exists("recipe.json"):
             raise UserError(f"{storage.url}: holds tars that xmodal did not make", "give an empty folder for `dataset`")
+        _check_recipe(storage, recipe)
+    else:
+        # As long as nothing is committed, a run that failed binds the next one to nothing.
         storage.replace("recipe.json", json.dumps(recipe, indent=2).encode() + b"\n")
-        return
+
+
+def _check_recipe(storage: Storage, recipe: dict[str, Any]) -> None:
     pinned = parse_json_object(
         storage.read("recipe.json"), f"{storage.url}/recipe.json", "give another folder for `dataset`"
     )
@@ -212,7 +236,8 @@ class _TeacherActor:
             self._problem = error
 
     def label(self, texts: Sequence[str]) -> list[SoftLabel]:
-        assert self._teacher, "identity() is called first"
+        if self._teacher is None:
+            raise self._problem
         return self._teacher.label(texts)
 
     def identity(self) -> dict[str, str]:
@@ -233,7 +258,7 @@ def _run_on_ray(
         # Without a GPU the teacher reserves no processor: it would wait for ever on a machine that has one.
         actor_class = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=-1, max_task_retries=3)(_TeacherActor)
         teachers = [actor_class.remote(config.teacher) for _ in range(config.teacher.num_actors)]
-        identity = ray.get(teachers[0].identity.remote())
+        identity = _common_identity(ray.get([teacher.identity.remote() for teacher in teachers]))
         task = ray.remote(num_cpus=1, max_retries=3)(_label_unit)
         limit = config.max_units_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
@@ -243,13 +268,14 @@ def _run_on_ray(
             labels = teachers[number % len(teachers)].label.remote(texts)
             return task.remote(config, dataset, number, records, [labels], identity)
 
+        outages: list[str] = []
         in_flight = [submit(first)]
         for unit in rest:
             while len(in_flight) >= limit:
-                in_flight = _collect_finished(ray, in_flight)
+                in_flight = _collect_finished(ray, in_flight, outages)
             in_flight.append(submit(unit))
         while in_flight:
-            in_flight = _collect_finished(ray, in_flight)
+            in_flight = _collect_finished(ray, in_flight, outages)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
@@ -261,6 +287,23 @@ def _run_on_ray(
         ) from error
     finally:
         ray.shutdown()
+    if outages:
+        raise UserError(
+            f"{dataset}: no picture could be had of {len(outages)} units; {outages[0]}",
+            "check that the hosts answer, and base_url; the same command goes on with these units. "
+            "If the pictures are gone for good, give --commit_outages true",
+        )
+
+
+def _common_identity(identities: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Name and revision of the teacher that all actors hold. Raises UserError where they hold different ones."""
+    for identity in identities:
+        if identity != identities[0]:
+            raise UserError(
+                f"teacher.model: one node has {identities[0]}, another {identity}",
+                "pin teacher.revision, or give all nodes the same folder",
+            )
+    return identities[0]
 
 
 def gpus_per_teacher(config: TeacherConfig, num_gpus: int) -> int:
@@ -283,6 +326,7 @@ def _start_ray(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
+            _check_listener(address)
             ray.init(address=address, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -297,12 +341,28 @@ def _start_ray(address: str | None) -> None:
         )
 
 
-def _collect_finished(ray: Any, in_flight: list[Any]) -> list[Any]:
+def _check_listener(address: str) -> None:
+    """Raise ConnectionError if nothing listens at `host:port`: Ray itself would go on asking for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(address) from error
+
+
+def _collect_finished(ray: Any, in_flight: list[Any], outages: list[str]) -> list[Any]:
+    """Wait for a unit, log it, and add it to `outages` if it was none; returns what is still in flight."""
     finished, waiting = ray.wait(in_flight, num_returns=1)
     for result in ray.get(finished):
-        log.info(
-            "unit %s: %d samples%s", unit_name(result.number), result.num_samples, "" if result.won else " (was there)"
-        )
+        name = unit_name(result.number)
+        if result.outage:
+            log.warning("unit %s: %s; it waits for another run", name, result.outage)
+            outages.append(f"unit {name}: {result.outage}")
+        elif result.num_samples is None:
+            log.info("unit %s: was committed meanwhile", name)
+        else:
+            log.info("unit %s: %d samples", name, result.num_samples)
     return waiting
 
 
@@ -328,7 +388,7 @@ def _label_unit(
     storage = open_storage(dataset, create=True)
     if storage.exists(f"{name}.tar"):
         recover_failures(storage, name)
-        return _UnitResult(number=number, num_samples=0, won=False)
+        return _UnitResult(number=number)
     shard_failures: list[dict[str, Any]] = []
 
     def labels() -> list[SoftLabel]:
@@ -342,10 +402,14 @@ def _label_unit(
         fetch=config.fetch,
         pictures=config.pictures,
         keep_text=config.keep_text,
+        commit_outages=config.commit_outages,
         shard_failures=shard_failures,
     )
-    shard = write_shard(storage, name, _drain(samples), shard_failures)
-    return _UnitResult(number=number, num_samples=shard.num_samples, won=shard.won)
+    try:
+        shard = write_shard(storage, name, _drain(samples), shard_failures)
+    except UnitOutageError as outage:
+        return _UnitResult(number=number, outage=f"none of its {outage.num_media} pictures ({outage.reasons})")
+    return _UnitResult(number=number, num_samples=shard.num_samples if shard.won else None)
 
 
 def _drain(source: AsyncIterator[Sample]) -> Iterator[Sample]:

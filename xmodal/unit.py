@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from shards.errors import UserError
 from shards.writer import Sample
 from xmodal.crawl.fetch import FetchConfig, FetchResult, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
@@ -17,6 +16,14 @@ MIN_MEDIA_OF_OUTAGE = 20
 """Fewer pictures than this may all be gone by chance; then they are failures like others."""
 
 
+class UnitOutageError(Exception):
+    """No picture of a whole unit could be had, for `reasons` (codes of the failures file) that may pass."""
+
+    def __init__(self, num_media: int, reasons: str) -> None:
+        super().__init__(num_media, reasons)
+        self.num_media, self.reasons = num_media, reasons
+
+
 async def unit_samples(
     records: Sequence[PostRecord],
     *,
@@ -26,12 +33,14 @@ async def unit_samples(
     fetch: FetchConfig,
     pictures: PictureConfig,
     keep_text: bool,
+    commit_outages: bool,
     shard_failures: list[dict[str, Any]],
 ) -> AsyncIterator[Sample]:
     """The samples of a unit in the order of its posts; what gives none is appended to `shard_failures`.
 
     `labels()` gives the soft labels of the records that are posts, in their order; it may block. `teacher` is its name
-    and revision. Raises UserError where every picture failed for reasons that may pass, such as a host that is down.
+    and revision. Raises UnitOutageError where every picture failed for reasons that may pass, such as a host that is
+    down, unless `commit_outages`.
     """
     media: list[tuple[Post, int, str]] = []
     seen: set[str] = set()
@@ -64,18 +73,20 @@ async def unit_samples(
             # The first of two posts with one id is the one whose pictures are kept.
             label_of = {post.id: label for post, label in reversed(list(zip(posts, soft_labels, strict=True)))}
         yield _sample(post, media_number, result, label_of[post.id], teacher, keep_text=keep_text)
-    if not label_of:
+    if not label_of and not commit_outages:
         _refuse_outage(len(media), shard_failures)
 
 
 def _refuse_outage(num_media: int, shard_failures: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError where a whole unit failed for reasons that may pass: its shard would stay empty for good."""
-    passing = [failure["reason"] for failure in shard_failures if failure["retryable"]]
+    """Raise UnitOutageError where a whole unit failed for reasons that may pass: its shard would stay empty for good.
+
+    So may `bad_url`: where all URLs are relative, it is `base_url` that is missing or wrong.
+    """
+    passing = [
+        failure["reason"] for failure in shard_failures if failure["retryable"] or failure["reason"] == "bad_url"
+    ]
     if num_media >= MIN_MEDIA_OF_OUTAGE and len(passing) == num_media:
-        raise UserError(
-            f"none of the {num_media} pictures of a unit could be had ({', '.join(sorted(set(passing)))})",
-            "check that their host answers; then the same command goes on, and nothing of this unit was committed",
-        )
+        raise UnitOutageError(num_media, ", ".join(sorted(set(passing))))
 
 
 def absolute_url(url: str, base_url: str | None) -> str:

@@ -27,7 +27,6 @@ def test_of_pictures_with_equal_bytes_the_smallest_key_stays():
 
 
 @given(sha256=st.lists(st.sampled_from("abcde"), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_exactly_one_of_each_equal_picture_stays(sha256):
     samples = samples_of([f"p{number}-0" for number in range(len(sha256))], sha256=sha256)
     stays = first_of_duplicates(samples)
@@ -137,7 +136,7 @@ def test_undersampling_draws_evenly_from_a_class():
 
 
 @given(seed=st.integers(0, 10**6), num_posts=st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_step_depends_on_the_order_of_the_samples(seed, num_posts):
     generator = np.random.default_rng(seed)
     keys = [f"p{post}-{number}" for post in range(num_posts) for number in range(generator.integers(1, 4))]

@@ -42,7 +42,7 @@ def related_hashes(draw: st.DrawFn, max_size: int = 24) -> list[str]:
 
 
 @given(hashes=related_hashes(), others=related_hashes(), block=st.sampled_from([1, 3, 8, 4096]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_near_ones_are_those_of_a_comparison_bit_by_bit(hashes, others, block):
     expected = (distances(hashes, others) <= 31).any(axis=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +51,7 @@ def test_the_near_ones_are_those_of_a_comparison_bit_by_bit(hashes, others, bloc
 
 
 @given(hashes=related_hashes(), block=st.sampled_from([1, 3, 8, 4096]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_are_the_chains_of_near_ones_across_all_blocks(hashes, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "_BLOCK", block)

@@ -17,7 +17,7 @@ def split_of_keys(samples: Samples, shares=SHARES, seed=0) -> dict[str, int]:
     pictures=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 12), st.integers(0, 31)), min_size=1, max_size=40),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pictures_of_a_post_and_near_duplicates_fall_into_one_split(pictures, seed):
     keys = [f"p{post}-{number}" for number, (post, _, _) in enumerate(pictures)]
     # Members of a family differ from its first in up to 31 bits, all from one end, so they are near one another.
@@ -53,7 +53,7 @@ def test_splits_have_the_shares_that_were_asked_for(shares, seed):
     zero=st.sampled_from([1, 2]),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_share_of_zero_gives_an_empty_split(shares, zero, seed):
     shares[zero] = 0.0
     splits = split_by_post(samples_of([f"{number}-0" for number in range(60)]), shares, seed)
@@ -62,7 +62,7 @@ def test_a_share_of_zero_gives_an_empty_split(shares, zero, seed):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_splits_do_not_depend_on_the_order_of_the_samples(seed):
     generator = np.random.default_rng(seed)
     hashes = [flipped(random_hash(str(generator.integers(15))), int(generator.integers(0, 60))) for _ in range(40)]

@@ -3,7 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
@@ -51,14 +51,12 @@ def same(one: float, other: float) -> bool:
 
 
 @given(judged())
-@settings(deadline=None)
 def test_auc_is_the_share_of_pairs_in_the_right_order(case):
     polarity, human, weights = case
     assert same(auc(polarity, human, weights), share_of_right_pairs(polarity, human, weights))
 
 
 @given(judged())
-@settings(deadline=None)
 def test_auc_and_balanced_accuracy_are_those_of_scikit_learn(case):
     polarity, human, _ = case
     positive, scores = human[human != 0] > 0, polarity[human != 0]
@@ -71,7 +69,6 @@ def test_auc_and_balanced_accuracy_are_those_of_scikit_learn(case):
 
 @pytest.mark.parametrize("name", METRICS)
 @given(case=judged())
-@settings(deadline=None)
 def test_an_integer_weight_is_a_repeated_sample(name, case):
     polarity, human, weights = case
     places = np.repeat(np.arange(len(human)), weights.astype(int))
@@ -80,7 +77,6 @@ def test_an_integer_weight_is_a_repeated_sample(name, case):
 
 
 @given(judged())
-@settings(deadline=None)
 def test_auc_turns_around_with_the_polarity(case):
     polarity, human, weights = case
     assert same(auc(-polarity, human, weights), 1 - auc(polarity, human, weights))

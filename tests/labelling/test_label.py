@@ -21,7 +21,9 @@ import web_server as web
 from tiny_classifier import save_classifier
 
 from shards.dataset import read_dataset
+from shards.errors import UserError
 from shards.storage import open_storage
+from xmodal.labelling import LabelConfig, _common_identity
 from xmodal.teacher.lexicon import LexiconTeacher
 
 TRIES = 2
@@ -470,21 +472,76 @@ def test_posts_in_a_compressed_file_that_is_cut_off_end_the_run_in_two_lines(ser
     assert f"xmodal: {tmp_path}/posts.jsonl.gz: not a whole compressed file" in done.stderr
 
 
-def test_a_host_that_is_down_ends_the_run_and_commits_no_empty_shard(server, tmp_path, ray_folder):
-    urls = [server.answer(f"down-{number}.jpg", web.content(made.jpeg(seed=number))) for number in range(24)]
-    down = "http://127.0.0.1:9/"
-    posts = tmp_path / "posts.jsonl"
-    posts.write_text(
-        "".join(
-            json.dumps({"id": str(number), "text": "fine", "media": [{"url": url.rsplit("/", 1)[1]}]}) + "\n"
-            for number, url in enumerate(urls)
-        )
+def test_a_host_that_is_down_costs_its_own_units_alone_and_they_are_done_when_it_answers(server, tmp_path, ray_folder):
+    good = [server.answer(f"good-{number}.jpg", web.content(made.jpeg(seed=number))) for number in range(24)]
+    later = [server.answer(f"later-{number}.jpg", web.content(made.jpeg(seed=100 + number))) for number in range(24)]
+    media = [url.rsplit("/", 1)[1] for url in later] + good
+    posts = label_command.write_posts(
+        tmp_path / "posts.jsonl",
+        [{"id": str(number), "text": "fine", "media": [url]} for number, url in enumerate(media)],
     )
     dataset = tmp_path / "dataset"
-    command = [*label_command.LABEL, f"--posts={posts}", f"--dataset={dataset}", f"--base_url={down}"]
+    command = [*label_command.LABEL, f"--posts={posts}", f"--dataset={dataset}", "--posts_per_unit=24"]
     command += ["--fetch.max_tries=1", "--fetch.connect_seconds=2"]
-    done = label_command.run(command, label_command.environment(ray_folder))
-    assert done.returncode == 2
-    assert "none of the 24 pictures of a unit could be had (connection_error)" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(dataset.glob("*.tar"))
+    variables = label_command.environment(ray_folder)
+
+    down = label_command.run([*command, "--base_url=http://127.0.0.1:9/"], variables)
+    assert down.returncode == 2
+    assert "Traceback" not in down.stderr
+    assert "no picture could be had of 1 units; unit 000000: none of its 24 pictures (connection_error)" in down.stderr
+    assert [path.name for path in dataset.glob("*.tar")] == ["000001.tar"]
+
+    # The recipe holds for what is committed: another base_url would make other samples of the same posts.
+    other = label_command.run([*command, f"--base_url={server.base_url}"], variables)
+    assert other.returncode == 2
+    assert "base_url: begun with 'http://127.0.0.1:9/'" in other.stderr
+    gone = label_command.run([*command, "--base_url=http://127.0.0.1:9/", "--commit_outages=true"], variables)
+    assert gone.returncode == 0, gone.stderr
+    assert "24 connection_error" in gone.stdout
+    assert [path.name for path in sorted(dataset.glob("*.tar"))] == ["000000.tar", "000001.tar"]
+
+
+def test_a_run_that_committed_nothing_binds_the_next_one_to_nothing(server, tmp_path, ray_folder):
+    names = [server.answer(f"{number}.jpg", web.content(made.jpeg(seed=number))) for number in range(24)]
+    posts = label_command.write_posts(
+        tmp_path / "posts.jsonl",
+        [{"id": str(number), "text": "fine", "media": [url.rsplit("/", 1)[1]]} for number, url in enumerate(names)],
+    )
+    command = [*label_command.LABEL, f"--posts={posts}", f"--dataset={tmp_path / 'dataset'}"]
+    variables = label_command.environment(ray_folder)
+    forgotten = label_command.run(command, variables)
+    assert forgotten.returncode == 2
+    assert "none of its 24 pictures (bad_url)" in forgotten.stderr
+    assert "base_url" in forgotten.stderr.splitlines()[-1]
+    mended = label_command.run([*command, f"--base_url={server.base_url}"], variables)
+    assert mended.returncode == 0, mended.stderr
+    assert len(list((tmp_path / "dataset").glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize("base_url", ["http://", "http://[x", "ftp://host/", "host/folder"])
+def test_a_base_url_without_a_host_is_refused_at_once(tmp_path, base_url):
+    with pytest.raises(UserError, match="base_url"):
+        LabelConfig(posts="posts.jsonl", dataset=str(tmp_path), base_url=base_url)
+
+
+def test_a_ray_address_where_nothing_listens_is_told_at_once(tmp_path, ray_folder):
+    posts = label_command.write_posts(tmp_path / "p.jsonl", [{"id": "1", "text": "fine", "media": ["http://a/b.jpg"]}])
+    command = [*label_command.LABEL, f"--posts={posts}", f"--dataset={tmp_path / 'd'}", "--ray_address=127.0.0.1:9"]
+    done = label_command.run(command, label_command.environment(ray_folder), seconds=60)
+    label_command.assert_told_in_two_lines(done, "ray_address: 127.0.0.1:9: no Ray cluster answers")
+
+
+@pytest.mark.parametrize("folder", ["/proc/1", "/dev/null", "/dev/null/below"])
+def test_a_dataset_that_cannot_be_written_is_told_in_two_lines(tmp_path, ray_folder, folder):
+    posts = label_command.write_posts(tmp_path / "p.jsonl", [{"id": "1", "text": "fine", "media": ["http://a/b.jpg"]}])
+    done = label_command.run(
+        [*label_command.LABEL, f"--posts={posts}", f"--dataset={folder}"], label_command.environment(ray_folder)
+    )
+    label_command.assert_told_in_two_lines(done, folder)
+
+
+def test_teachers_that_differ_from_node_to_node_are_refused():
+    same = {"name": "model", "revision": "a"}
+    assert _common_identity([same, dict(same)]) == same
+    with pytest.raises(UserError, match=r"teacher\.model: one node has"):
+        _common_identity([same, same | {"revision": "b"}])

@@ -67,13 +67,13 @@ def test_every_sample_comes_at_most_once_an_epoch_and_all_lanes_are_equal(
         assert_fair(EpochOrder(sizes, 0, epoch, lanes, block))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(order=orders())
 def test_every_sample_comes_at_most_once_for_any_shards_and_lanes(order: EpochOrder) -> None:
     assert_fair(order)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(order=orders(), seed=st.integers(0, 1000))
 def test_rows_at_any_positions_are_the_slice_of_the_whole(order: EpochOrder, seed: int) -> None:
     random = np.random.default_rng(seed)

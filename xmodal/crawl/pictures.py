@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from PIL import Image
 from shards.checks import require_range
 from shards.decode import FORMATS, to_rgb, upright
 
+PILLOW_MAX_PIXELS = 178_956_970
+"""Pillow opens nothing larger: twice its `MAX_IMAGE_PIXELS`."""
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 # PDQ itself looks at 64 by 64 means; what lies above this costs time and changes next to nothing.
 _PDQ_SIDE = 512
@@ -39,7 +40,8 @@ class PictureConfig:
     datasets refuses tars whose samples differ in their members, and vanilla webdataset does not decode WebP."""
 
     def __post_init__(self) -> None:
-        require_range(self, "max_pixels", "min_side", least=1)
+        require_range(self, "max_pixels", least=1, most=PILLOW_MAX_PIXELS)
+        require_range(self, "min_side", least=1)
         require_range(self, "max_side", least=0)
         require_range(self, "quality", least=1, most=100)
 
@@ -74,17 +76,14 @@ def check_picture(content: bytes, config: PictureConfig) -> Picture:
     """
     if not content:
         raise RefusedPictureError("empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = _open(content)
-        with image:
-            _check_size(image.size, config)
-            file_format = image.format or ""
-            with _refusing_what_fails():
-                image.load()
-                rgb = to_rgb(image)
-                if not _is_kept(file_format, image.size, config):
-                    content, file_format, rgb = _encode(image, rgb, config)
+    with _open(content) as image:
+        _check_size(image.size, config)
+        file_format = image.format or ""
+        with _refusing_what_fails():
+            image.load()
+            rgb = to_rgb(image)
+            if not _is_kept(file_format, image.size, config):
+                content, file_format, rgb = _encode(image, rgb, config)
     return Picture(
         content=content,
         extension=_EXTENSIONS[file_format],

@@ -14,11 +14,11 @@ import xmodal
 from shards.checks import require_range
 from shards.dataset import read_dataset
 from shards.errors import ConfigError, UserError
-from shards.index import read_index
+from shards.index import index_metadata, index_name, read_index
 from shards.storage import Storage, open_storage
 from shards.view import SPLITS, write_view
 from xmodal.benchmarks import load_benchmark
-from xmodal.crawl.pictures import PictureConfig, RefusedPictureError, check_picture
+from xmodal.crawl.pictures import PILLOW_MAX_PIXELS, PictureConfig, RefusedPictureError, check_picture
 from xmodal.curation import steps
 from xmodal.curation.near_duplicates import hash_bits
 from xmodal.curation.steps import Samples
@@ -75,8 +75,10 @@ class CurateConfig:
     """Decides who is left out by balancing, and the splits."""
 
     def __post_init__(self) -> None:
-        if not self.datasets:
+        if not all(self.datasets) or not self.datasets:
             raise ConfigError("datasets", self.datasets, "must name at least one dataset")
+        if not self.view:
+            raise ConfigError("view", self.view, "must name a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +184,11 @@ def _read_samples(storages: Sequence[Storage], documents: Sequence[dict[str, Any
                     f"{storage.url}/{shard['name']}: this shard of the dataset is not there",
                     "restore it, or run `xmodal label` again",
                 ) from None
+            if index_metadata(index)["tar_sha256"] != shard["sha256"]:
+                raise UserError(
+                    f"{storage.url}/{shard['name']}: not the shard that dataset.json was written for",
+                    f"remove {index_name(shard['name'])}, which may be another tar's, and run `xmodal label` again",
+                )
             missing = {name for name in _FIELDS if name not in index.column_names or index[name].null_count}
             if missing:
                 raise UserError(
@@ -212,7 +219,7 @@ def _samples(table: pa.Table) -> Samples:
 
 def _benchmark_hashes(files: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The sha256 and PDQ of every benchmark picture, whatever its size."""
-    limits = PictureConfig(min_side=1, max_side=0)
+    limits = PictureConfig(min_side=1, max_side=0, max_pixels=PILLOW_MAX_PIXELS)
     sha256, pdq = [], []
     for file in files:
         benchmark = load_benchmark(file)

@@ -32,6 +32,8 @@ def is_near_any(hashes: np.ndarray, others: np.ndarray, max_distance: int = MAX_
 
 def near_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndarray:
     """Groups of pictures linked by near duplication, transitively: int64 `(n,)`, the smallest place in each group."""
+    # Equal hashes once: every pair of a thousand copies would be a million links.
+    hashes, first, copy_of = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
     rows, columns = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for start, other_start, similar in _similar_blocks(hashes, hashes, max_distance):
         if other_start >= start:
@@ -41,9 +43,9 @@ def near_groups(hashes: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndar
     row, column = np.concatenate(rows), np.concatenate(columns)
     graph = coo_array((np.ones(len(row), dtype=bool), (row, column)), shape=(len(hashes), len(hashes)))
     _, component = connected_components(graph, directed=False)
-    smallest = np.full(component.max(initial=-1) + 1, len(hashes), dtype=np.int64)
-    np.minimum.at(smallest, component, np.arange(len(hashes)))
-    return smallest[component]
+    smallest = np.full(component.max(initial=-1) + 1, len(copy_of), dtype=np.int64)
+    np.minimum.at(smallest, component, first)
+    return smallest[component][copy_of]
 
 
 def _similar_blocks(hashes: np.ndarray, others: np.ndarray, max_distance: int) -> Iterator[tuple[int, int, np.ndarray]]:

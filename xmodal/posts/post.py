@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-MAX_KEY_LENGTH = 200
+MAX_ENCODED_ID_LENGTH = 200
 
 
 class UnreadablePostError(Exception):
@@ -22,7 +22,7 @@ class Media:
     """One picture of a post."""
 
     url: str
-    """Absolute, or relative to the config's `base_url`."""
+    """Absolute, or relative to the config's `base_url`; empty where the record names none: the fetcher refuses it."""
     type: str = "photo"
 
 
@@ -59,15 +59,15 @@ def parse_post(record: Any) -> Post:
     if isinstance(raw_id, bool) or not isinstance(raw_id, str | int) or raw_id == "":
         raise UnreadablePostError("bad_post", "id: missing, or neither text nor a whole number")
     post_id = _clean(str(raw_id))
-    if len(encode_id(post_id)) > MAX_KEY_LENGTH:
-        raise UnreadablePostError("bad_post", f"id: longer than {MAX_KEY_LENGTH} characters")
+    if len(encode_id(post_id)) > MAX_ENCODED_ID_LENGTH:
+        raise UnreadablePostError("bad_post", f"id: longer than {MAX_ENCODED_ID_LENGTH} characters")
     text = record.get("text")
     if text is not None and not isinstance(text, str):
         raise UnreadablePostError("bad_post", "text: not text", post_id)
     if not text or not text.strip():
         raise UnreadablePostError("no_text", "text: missing or empty", post_id)
     media = _parse_media(record.get("media"), post_id)
-    optional = {name: _optional_text(record, name, post_id) for name in ("lang", "created_at", "author", "source")}
+    optional = {name: _optional_text(record.get(name)) for name in ("lang", "created_at", "author", "source")}
     return Post(id=post_id, text=_clean(text), media=media, **optional)
 
 
@@ -76,23 +76,23 @@ def _parse_media(records: Any, post_id: str) -> tuple[Media, ...]:
         raise UnreadablePostError("no_media", "media: missing or empty", post_id)
     if not isinstance(records, list):
         raise UnreadablePostError("bad_post", "media: not a list", post_id)
-    media = []
-    for entry in records:
-        record = {"url": entry} if isinstance(entry, str) else entry
-        if not isinstance(record, Mapping) or not isinstance(record.get("url"), str):
-            raise UnreadablePostError("bad_post", "media: an entry has no url", post_id)
-        kind = record.get("type", "photo")
-        media.append(Media(url=_clean(record["url"]), type=kind if isinstance(kind, str) else "unknown"))
-    return tuple(media)
+    return tuple(_parse_entry(entry) for entry in records)
 
 
-def _optional_text(record: Mapping[str, Any], name: str, post_id: str) -> str | None:
-    value = record.get(name)
-    if value is None or isinstance(value, str):
-        return None if value is None else _clean(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UnreadablePostError("bad_post", f"{name}: not text", post_id)
+def _parse_entry(entry: Any) -> Media:
+    """One entry of `media`. A broken one loses no neighbour: it keeps its place, with no URL."""
+    record = {"url": entry} if isinstance(entry, str) else entry
+    if not isinstance(record, Mapping):
+        return Media(url="")
+    url, kind = record.get("url"), record.get("type", "photo")
+    return Media(url=_clean(url) if isinstance(url, str) else "", type=kind if isinstance(kind, str) else "unknown")
+
+
+def _optional_text(value: Any) -> str | None:
+    """What a post can do without: text, or a number as text; None for anything else."""
+    if isinstance(value, str):
+        return _clean(value)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _clean(text: str) -> str:
