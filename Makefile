@@ -26,7 +26,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "setup: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12"; exit 1; }
 	@echo "setup: installing into $(VENV) (some minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Where Python comes without its `venv` package, the first try leaves an environment that has no pip.
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input \
 		--constraint constraints.txt --editable '.[dev]' > $(VENV)/setup.log 2>&1 \
 		|| { tail -n 20 $(VENV)/setup.log; echo "setup: pip failed; all of its output is in $(VENV)/setup.log"; exit 1; }

@@ -3,7 +3,8 @@
     python benchmarks/vit_l16_step.py --quick --json vit_l16.json
 
 Runs `deepspeed --num_accelerators 2 launch/train.py` in bf16 with random weights on random 224-pixel pictures. Needs
-about 8 GB of memory a rank. Both contenders take the same samples; the losses of their steps are compared first.
+about 8 GB of memory a rank. Both contenders take the same samples; their losses and students are compared after the
+first round, before any figure is believed.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main() -> None:
                 for figure, value in run(view, Path(folder) / f"{name}-{number}", deepspeed_config, steps).items():
                     results[name].setdefault(figure, []).append(value)
                 print(f"round {number + 1} of {rounds}: {name}: {last(results[name])}", flush=True)
-    check_same_work(results)
+            check_same_work(results)
     report = describe(results, steps)
     print(json.dumps(report["ratios"], indent=2))
     if arguments.json:

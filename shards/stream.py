@@ -22,7 +22,7 @@ from shards.decode import AugmentConfig, UndecodableImageError, decode_rgb, eval
 from shards.errors import UserError
 from shards.order import EpochOrder, lanes_of_rank, num_batches_of_epoch, sample_generator
 from shards.storage import Storage
-from shards.view import View, ViewSplit
+from shards.view import View, ViewSplit, target_array
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class _Reader:
         self.offset = rows["image_offset"].to_numpy()
         self.length = rows["image_length"].to_numpy()
         self.key = rows["key"].combine_chunks()
-        self.targets = np.array(rows["target"].to_pylist(), dtype=np.float32)
+        self.targets = target_array(rows)
 
     def read(self, row: int, min_side: int | None) -> Image.Image:
         """The decoded picture of a row. Raises UndecodableImageError."""

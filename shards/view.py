@@ -71,6 +71,12 @@ class View:
         return ViewSplit(rows=rows, shard_sizes=_run_lengths(rows))
 
 
+def target_array(rows: pa.Table) -> np.ndarray:
+    """The targets of a view's rows, float32 `(n, classes)`."""
+    values = pc.list_flatten(rows["target"]).to_numpy().astype(np.float32)
+    return values.reshape(rows.num_rows, -1)
+
+
 def fingerprint(table: pa.Table) -> str:
     """The sha256 (hex) of a view's rows: equal for equal rows, whatever wrote them."""
     sink = pa.BufferOutputStream()

@@ -1,5 +1,6 @@
 """Start training as users do, by a launcher in a process of its own."""
 
+import json
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ from xmodal.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+TINY_MODEL_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 TINY_STUDENT = (
     "--student.model=vit_tiny_patch16_224",
     "--student.pretrained=false",
-    '--student.model_args={"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}',
+    f"--student.model_args={json.dumps(TINY_MODEL_ARGS)}",
 )
 
 

@@ -40,7 +40,7 @@ def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) 
         print(f"xmodal: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("xmodal: interrupted; the same command goes on where this one was", file=sys.stderr)
+        print("xmodal: interrupted", file=sys.stderr)
         return 130
 
 
@@ -75,7 +75,7 @@ def curate(arguments: list[str]) -> None:
     ]
     splits = "  ".join(f"{name} {count}" for name, count in summary.splits.items())
     _print_table(
-        f"View {os.path.abspath(summary.view)}",
+        f"View {os.path.abspath(summary.view)}: samples left after each step",
         [*funnel, ("splits", splits), ("fingerprint", summary.fingerprint[:12])],
     )
 

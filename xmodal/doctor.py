@@ -21,7 +21,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at this machine. Starts nothing and reaches no network."""
+    """Look at this machine. Changes nothing and asks no network by itself."""
     findings = [
         Finding(
             subject="python",
@@ -54,8 +54,8 @@ def _package(name: str) -> Finding:
 def _cuda() -> Finding:
     try:
         import torch
-    except ImportError:
-        return Finding(subject="cuda", ok=False, detail="torch is missing")
+    except (ImportError, OSError) as error:  # OSError: of a library that it links to
+        return Finding(subject="cuda", ok=False, detail=f"torch cannot be loaded: {error}")
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0))
         return Finding(subject="cuda", ok=False, detail=f"no GPU: training runs on {cores} CPU cores by gloo")
@@ -97,7 +97,10 @@ def _s3() -> Finding:
 def _slurm() -> Finding:
     if shutil.which("sbatch") is None:
         return Finding(subject="slurm", ok=False, detail="no sbatch on the path; needed for the scripts in slurm/ only")
-    answer = subprocess.run(["sbatch", "--version"], capture_output=True, text=True)
+    try:
+        answer = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=10)
+    except subprocess.TimeoutExpired:
+        return Finding(subject="slurm", ok=False, detail="sbatch is there but does not answer within 10 seconds")
     if answer.returncode:
         last_line = (answer.stderr.strip().splitlines() or ["it says nothing"])[-1]
         return Finding(subject="slurm", ok=False, detail=f"sbatch is there but does not work: {last_line}")

@@ -56,6 +56,7 @@ def test_the_demo_runs_the_whole_way_and_leaves_its_numbers(finished):
     student, teacher = finished.result["student"], finished.result["teacher"]
     assert 0 <= student["auc_low"] <= student["auc"] <= student["auc_high"] <= 1
     assert teacher["auc"] > 0.6
+    assert 0 < teacher["n"] < student["n"] == 796
     assert set(finished.result["seconds"]) == {"label", "curate", "train", "evaluate", "report"}
     for name in ("report.html", "train/student/model.safetensors", "train/metrics.jsonl", "dataset/dataset.json"):
         assert (finished.output / name).stat().st_size > 0
@@ -106,6 +107,28 @@ def test_the_demo_run_again_does_nothing_again_and_says_the_same(finished):
     # How long it takes to find nothing to do is not how long labelling and training take.
     for stage in ("label", "train"):
         assert result["seconds"][stage] == finished.result["seconds"][stage]
+
+
+def test_a_fresh_demo_deletes_nothing_in_a_folder_that_it_did_not_make(tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "precious").write_text("mine")
+    done = run_demo(tmp_path, free_port(), "--fresh=true")
+    assert done.returncode == 2
+    assert "not made by the demo" in done.stderr
+    assert (tmp_path / "dataset" / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [(("--num_ranks=3",), "cannot be shared equally by 3 ranks"), (("--output=/dev/null",), "cannot be a folder")],
+    ids=["ranks", "output"],
+)
+def test_what_cannot_be_is_told_before_anything_is_done(tmp_path, more, complaint):
+    done = run_demo(tmp_path, free_port(), *more)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "label" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_outside_the_clone_it_says_where_to_run(tmp_path):

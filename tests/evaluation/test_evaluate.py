@@ -7,12 +7,16 @@ import launchers
 import made_pictures
 import numpy as np
 import pytest
+import torch
 
 from shards.errors import UserError
 from xmodal.benchmarks import load_benchmark
 from xmodal.config import load_config
 from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
 from xmodal.evaluation.metrics import METRICS
+from xmodal.students import StudentConfig, create_student, export_student
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,22 @@ def test_a_benchmark_without_a_decodable_picture_is_named(tiny_student, tmp_path
     file.write_text(f"name: broken\nimages: {tmp_path}\nlabels: {tmp_path}/labels.csv\n")
     with pytest.raises(UserError, match="broken: none of its pictures can be decoded"):
         evaluate(EvaluateConfig(student=str(tiny_student), benchmarks=[str(file)]))
+
+
+def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(picture_benchmark, tmp_path):
+    model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY))
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    export_student(model, str(tmp_path / "diverged"), crop_share=1.0, provenance={})
+    with pytest.raises(UserError, match="student: its outputs are no finite numbers"):
+        evaluate(EvaluateConfig(student=str(tmp_path / "diverged"), benchmarks=[str(picture_benchmark)]))
+
+
+@pytest.mark.parametrize("outputs", [{"output": "/dev/null"}, {"output": "/proc/1/x"}, {"json": "/proc"}], ids=str)
+def test_an_output_that_cannot_be_written_is_told_before_the_student_is_looked_for(picture_benchmark, outputs):
+    config = EvaluateConfig(student="none", benchmarks=[str(picture_benchmark)], **outputs)
+    with pytest.raises(UserError, match=next(iter(outputs.values()))):
+        evaluate(config)
 
 
 def test_a_folder_that_is_no_student_is_named(picture_benchmark, tmp_path):

@@ -22,7 +22,7 @@ def test_each_shipped_config_is_filled_in(stage):
 
 def test_a_file_that_contradicts_the_training_config_is_refused(tmp_path):
     path = tmp_path / "zero.json"
-    path.write_text('{"train_batch_size": 32}')
+    path.write_text('{"train_batch_size": 32, "zero_optimization": {"stage": 2}}')
     with pytest.raises(UserError, match="train_batch_size: 32 is not 64"):
         resolve_deepspeed_config(str(path), **SIZES)
 
@@ -35,6 +35,17 @@ def test_a_missing_or_broken_file_is_named(tmp_path, content, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         resolve_deepspeed_config(str(path), **SIZES)
     assert str(path) in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", '{"zero_optimisation": {"stage": 2}}', '{"zero_optimization": 2}', '{"zero_optimization": {"stage": 7}}'],
+)
+def test_a_file_that_would_silently_train_without_zero_is_refused(tmp_path, content):
+    path = tmp_path / "zero.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"zero_optimization\.stage: not 0, 1, 2 or 3"):
+        resolve_deepspeed_config(str(path), **SIZES)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Training through the real launchers, with two ranks, on CPU."""
 
+import json
 import os
 import signal
 import time
@@ -8,8 +9,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from launchers import launch, losses, settings, start, steps
+from launchers import TINY_MODEL_ARGS, launch, losses, settings, start, steps
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_view import make_view
 
+from shards.storage import LocalStorage
+from xmodal.students import StudentConfig, create_student
 from xmodal.training.checkpoint import committed_steps
 from xmodal.training.metrics_file import read_metrics
 
@@ -32,13 +37,32 @@ def test_two_ranks_learn_what_one_learns(alone, small_view, tmp_path, launcher, 
     done = launch(launcher, settings(small_view, tmp_path, f"--deepspeed=configs/deepspeed/zero{stage}.json"))
     assert done.returncode == 0, done.stdout
     # The same samples, so the losses differ by no more than bf16 arithmetic in another order: 3 digits.
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=0.02)
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=3e-3)
     assert len(losses(tmp_path)) == 158 // 16
     one, two = (
         timm.create_model(f"local-dir:{output}/student", pretrained=True).state_dict() for output in (alone, tmp_path)
     )
     for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=0.01, rtol=0.05)
+        torch.testing.assert_close(two[name], one[name], atol=3e-3, rtol=0.05)
+        # What is exported are the full weights, not those that the forward pass rounds to bf16.
+        assert two[name].numel() < 100 or not torch.equal(two[name], two[name].bfloat16().float())
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_optimizer_has_taken_no_step_before_the_first(small_view, tmp_path, stage):
+    arguments = settings(
+        small_view, tmp_path, f"--deepspeed=configs/deepspeed/zero{stage}.json", "--max_steps=1", "--optimizer.lr=1e-2",
+        "--optimizer.warmup_share=0", "--optimizer.weight_decay=0",
+    )  # fmt: skip
+    done = launch("python", arguments)
+    assert done.returncode == 0, done.stdout
+    torch.manual_seed(0)
+    before = create_student(_tiny_student())
+    after = timm.create_model(f"local-dir:{tmp_path}/student", pretrained=True).state_dict()
+    moved = torch.cat([(after[name] - weight).abs().flatten() for name, weight in before.state_dict().items()])
+    # Adam's first step is the learning rate along each weight's gradient, whatever its size; a step counted
+    # before it would make this one 0.74 of that.
+    assert moved.median().item() == pytest.approx(1e-2, rel=0.02)
 
 
 def test_a_step_line_says_everything(alone):
@@ -100,13 +124,77 @@ def test_another_number_of_ranks_is_refused_in_two_lines(alone, small_view):
 
 
 def test_another_learning_rate_is_refused_on_resume(alone, small_view):
+    done = launch("python", settings(small_view, alone, "--micro_batch_size=8", "--optimizer.lr=0.5"))
+    assert done.returncode == 2
+    assert "optimizer.lr: this run was begun with 0.001, not 0.5" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_run_is_resumed_with_other_settings_that_do_not_shape_the_student(small_view, tmp_path):
+    assert launch("python", settings(small_view, tmp_path, "--epochs=2", "--max_steps=9")).returncode == 0
     done = launch(
         "python",
-        settings(small_view, alone, "--micro_batch_size=8", "--optimizer.lr=0.5"),
-    )
+        settings(
+            Path(f"{small_view}/"), tmp_path, "--epochs=2", "--micro_batch_size=8", "--stream.num_workers=1",
+            "--stream.max_replaced_share=0.5", "--student.gradient_checkpointing=true",
+        ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "resuming at step 9 of 18" in done.stdout
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 19))
+    assert [event.step for event in events.Scalars("validation/loss")] == [9, 18]
+
+
+def test_a_run_that_is_beyond_max_steps_is_not_passed_off_as_one_of_so_many(alone, small_view):
+    zero = "--deepspeed=configs/deepspeed/zero0.json"
+    done = launch("python", settings(small_view, alone, "--micro_batch_size=8", "--max_steps=5", zero))
     assert done.returncode == 2
-    assert "optimizer: this run was begun with" in done.stdout
+    assert "at step 9 already, beyond the 5 of max_steps" in done.stdout
+
+
+def test_a_run_that_died_before_its_first_checkpoint_binds_the_next_one_to_nothing(small_view, tmp_path):
+    more = ("--max_steps=1", "--checkpoint_every_epochs=0")
+    assert launch("python", settings(small_view, tmp_path, *more)).returncode == 0
+    done = launch("python", settings(small_view, tmp_path, *more, "--optimizer.lr=0.01"))
+    assert done.returncode == 0, done.stdout
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["lr"] == 0.01
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_what_one_rank_says_is_not_buried_by_the_others(tmp_path, launcher):
+    view = make_view(tmp_path, num_samples=180)
+    victim = LocalStorage(tmp_path / "dataset").names(".tar")[5]
+    (tmp_path / "dataset" / victim).unlink()
+    done = launch(launcher, settings(view, tmp_path / "run"))
+    assert done.returncode != 0
+    assert f"{victim}: this shard of the view is not there" in done.stdout
+    assert "another rank has ended" in done.stdout
+    assert "gloo/transport" not in done.stdout
+    assert "xmodal/training/train.py" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("--output=/dev/null",), "/dev/null: cannot be a folder"),
+        (("--deepspeed={tmp}/fp16.json",), "fp16.json: DeepSpeed refuses it"),
+        (("--deepspeed={tmp}/unknown.json",), "unknown.json: DeepSpeed refuses it"),
+    ],
+    ids=["output", "fp16", "unknown"],
+)
+def test_what_cannot_be_done_is_told_in_two_lines(small_view, tmp_path, more, complaint):
+    (tmp_path / "fp16.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
+    (tmp_path / "unknown.json").write_text('{"zero_optimization": {"stage": 1, "no_such_key": 1}}')
+    done = launch("python", settings(small_view, tmp_path / "run", *(one.format(tmp=tmp_path) for one in more)))
+    assert done.returncode == 2, done.stdout
+    assert complaint in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def _tiny_student() -> StudentConfig:
+    return StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS)
 
 
 def _kill_after_first_checkpoint(launcher: str, arguments: list[str], output: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xmodal.training.config import LossConfig
-from xmodal.training.losses import balanced_class_weights, sample_losses, teacher_entropy
+from xmodal.training.losses import balanced_class_weights, matched_targets, sample_losses, teacher_entropy
 
 
 def soft_labels(num: int, seed: int) -> torch.Tensor:
@@ -52,6 +52,20 @@ def test_balanced_weights_give_every_class_the_same_mass_and_keep_the_total(seed
     targets = soft_labels(num, seed)
     weighted = (targets * balanced_class_weights(targets)).sum(dim=0)
     torch.testing.assert_close(weighted, torch.full((3,), num / 3), rtol=1e-4, atol=1e-4)
+
+
+@given(
+    config=st.sampled_from(
+        [LossConfig(), LossConfig(temperature=4.0), LossConfig(temperature=0.5), LossConfig(kind="hard")]
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_balanced_weights_hold_for_what_the_loss_matches(config, seed):
+    targets = soft_labels(200, seed).pow(3)
+    matched = matched_targets(targets / targets.sum(dim=1, keepdim=True), config)
+    weights = balanced_class_weights(matched)
+    # The loss of certain wrong answers is the weighted mass of the class that was matched.
+    torch.testing.assert_close((matched * weights).sum(dim=0), torch.full((3,), 200 / 3), rtol=1e-3, atol=1e-3)
 
 
 def test_a_class_that_nobody_has_weighs_nothing():

@@ -1,3 +1,8 @@
+import socket
+
+import pytest
+
+from shards.errors import UserError
 from xmodal.training.ranks import rank_variables
 
 
@@ -24,6 +29,19 @@ def test_a_batch_scripts_own_shell_is_a_single_rank():
 
 
 def test_plain_python_is_alone_and_takes_a_free_port():
-    first, second = rank_variables({}), rank_variables({})
-    assert first["WORLD_SIZE"] == "1"
-    assert first["MASTER_PORT"] != second["MASTER_PORT"] or int(first["MASTER_PORT"]) > 1024
+    variables = rank_variables({})
+    assert (variables["RANK"], variables["WORLD_SIZE"]) == ("0", "1")
+    with socket.socket() as server:
+        server.bind((variables["MASTER_ADDR"], int(variables["MASTER_PORT"])))
+
+
+def test_half_of_a_launchers_variables_is_a_users_error():
+    with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT"):
+        rank_variables({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+def test_a_step_whose_hosts_cannot_be_named_is_a_users_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    with pytest.raises(UserError, match="scontrol show hostnames"):
+        rank_variables(step | {"SLURM_STEP_NODELIST": "n[1-2]"})

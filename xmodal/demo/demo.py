@@ -25,7 +25,8 @@ from shards.dataset import shard_names
 from shards.errors import UserError
 from shards.index import read_index
 from shards.json_object import parse_json_object
-from shards.storage import open_storage
+from shards.order import lanes_of_rank
+from shards.storage import LocalStorage, open_storage
 from xmodal.benchmarks import Benchmark, load_benchmark
 from xmodal.config import load_config
 from xmodal.curation.curate import CurateConfig, CurateSummary, curate
@@ -35,6 +36,7 @@ from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, write_js
 from xmodal.labelling import LabelConfig, LabelSummary, label
 from xmodal.labels import CLASSES
 from xmodal.report.report import ReportConfig, report
+from xmodal.training.config import TrainConfig
 from xmodal.training.metrics_file import read_metrics
 from xmodal.training.ranks import free_port
 
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 PICTURES = "data/emoji"
 BENCHMARK = "configs/benchmarks/emoji.yaml"
+MARKER = "made-by-xmodal-demo"
+"""Name of the file that says so in an output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,8 @@ class DemoConfig:
     serve: bool = False
     """Only serve the pictures, until interrupted, for trying the single commands."""
     fresh: bool = False
-    """Delete what an earlier run of the demo made in the output folder first."""
+    """Delete what an earlier run of the demo made in the output folder first. A folder that it did not make is refused.
+    """
 
     def __post_init__(self) -> None:
         require_range(self, "port", least=1, most=65535)
@@ -91,10 +96,13 @@ def demo(config: DemoConfig) -> str:
             raise UserError(f"{needed}: not here", "run the demo in the folder of the project's clone")
     if config.serve:
         serve_until_interrupted(config.port)
+    # Before anything is done: the launcher would tell it late, amid much else.
+    lanes_of_rank(0, config.num_ranks, _load(TrainConfig, "train", []).stream.num_lanes)
     output = Path(config.output)
+    storage = LocalStorage(output, create=True)
     if config.fresh:
         _delete_earlier_run(output)
-    output.mkdir(parents=True, exist_ok=True)
+    storage.replace(MARKER, b"`xmodal demo --fresh true` may delete what the demo makes in this folder.\n")
     earlier = _earlier_seconds(output)
     watch = _Stopwatch()
     with watch.stage("label"):
@@ -130,8 +138,11 @@ def serve_until_interrupted(port: int) -> NoReturn:
 
 def _delete_earlier_run(output: Path) -> None:
     """Only what the demo makes: the folder is the user's choice, and may hold more."""
+    if not (output / MARKER).exists() and any(output.iterdir()):
+        raise UserError(f"{output}: not made by the demo, so --fresh deletes nothing there", "give another --output")
     for name in ("dataset", "view", "train", "evaluation"):
-        shutil.rmtree(output / name, ignore_errors=True)
+        if (output / name).exists():
+            shutil.rmtree(output / name)
     for name in ("posts.jsonl", "train.log", "result.json", "report.html"):
         (output / name).unlink(missing_ok=True)
 
@@ -268,8 +279,8 @@ def _result(
     teacher: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    def auc(metrics: dict[str, float]) -> dict[str, float]:
-        return {name: metrics[name] for name in ("auc", "auc_low", "auc_high")}
+    def scores(metrics: dict[str, float]) -> dict[str, float]:
+        return {name: metrics[name] for name in ("auc", "auc_low", "auc_high", "n")}
 
     return {
         "counts": {
@@ -281,7 +292,7 @@ def _result(
             "val": curated.splits["val"],
             "benchmark": student["n"],
         },
-        "student": auc(student),
-        "teacher": auc(teacher),
+        "student": scores(student),
+        "teacher": scores(teacher),
         "seconds": seconds,
     }

@@ -1,9 +1,12 @@
 """What the demo prints at its end."""
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from xmodal.curation.curate import CurateSummary
+from xmodal.curation.curate import CurateSummary, FunnelStep
 from xmodal.evaluation.table import interval_of, interval_text
 from xmodal.labelling import LabelSummary
 from xmodal.training.metrics_file import read_metrics
@@ -17,16 +20,17 @@ def summary_table(result: dict[str, Any], labelled: LabelSummary, curated: Curat
         "",
         f"posts      {counts['posts']} with {counts['media']} pictures",
         f"samples    {counts['samples']} in {len(labelled.shards)} shards; failures: {failures}",
-        "view       " + " → ".join(f"{step.samples} {step.step}" for step in curated.funnel),
+        f"view       {_funnel(curated.funnel)}",
         f"           {counts['train']} to train, {counts['val']} to validate",
         "",
         *_curve(output / "train"),
         "",
-        f"AUC, positive against negative, on {counts['benchmark']} pictures that people judged",
-        f"           {'':<10}AUC   [95 % interval]",
+        "AUC, positive against negative, on pictures that people judged",
+        f"           {'':<10}AUC   [95 % interval]   pictures",
     ]
     for name, meaning in (("student", "sees the picture alone"), ("teacher", "reads the text alone")):
-        lines.append(f"           {name:<10}{interval_text(*interval_of(result[name], 'auc'))}  {meaning}")
+        interval = interval_text(*interval_of(result[name], "auc"))
+        lines.append(f"           {name:<10}{interval:<22}  {result[name]['n']:>8}   {meaning}")
     lines += [
         f"           {'chance':<10}0.500",
         "",
@@ -38,18 +42,29 @@ def summary_table(result: dict[str, Any], labelled: LabelSummary, curated: Curat
     return "\n".join(lines)
 
 
+def _funnel(funnel: Sequence[FunnelStep]) -> str:
+    """`3763 labelled - 34 exact duplicates - … = 2657`."""
+    dropped = [f"{before.samples - after.samples} {after.step}" for before, after in pairwise(funnel)]
+    return f"{' - '.join([f'{funnel[0].samples} {funnel[0].step}', *dropped])} = {funnel[-1].samples}"
+
+
 def _curve(train: Path) -> list[str]:
-    """Up to eight validations, evenly chosen, with the training loss logged last before each."""
+    """Up to eight validations, evenly chosen, with the mean training loss since the validation before each."""
     lines = ["training   step   train loss   val loss   val KL"]
-    loss = float("nan")
-    rows = []
+    rows, losses = [], []
     for record in read_metrics(train):
         if record["kind"] == "step":
-            loss = record["loss"]
+            losses.append(_number(record["loss"]))
         else:
-            rows.append(
-                f"           {record['step']:>4}   {loss:>10.3f}   {record['loss']:>8.3f}   {record['kl']:>6.3f}"
-            )
+            mean = sum(losses) / len(losses) if losses else math.nan
+            val_loss, val_kl = _number(record["loss"]), _number(record["kl"])
+            rows.append(f"           {record['step']:>4}   {mean:>10.3f}   {val_loss:>8.3f}   {val_kl:>6.3f}")
+            losses = []
     stride = max(1, -(-len(rows) // 8))
     chosen = rows[stride - 1 :: stride]
     return lines + (chosen if not rows or chosen[-1:] == rows[-1:] else [*chosen, rows[-1]])
+
+
+def _number(value: float | None) -> float:
+    """A logged number; those that were not finite are logged as null."""
+    return math.nan if value is None else value

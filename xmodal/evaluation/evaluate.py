@@ -1,8 +1,8 @@
 """Student and benchmarks → metrics with intervals, and predictions with their paths."""
 
 import csv
+import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,14 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> Results:
     """Judge a student. Returns `{benchmark: metrics}` on the first process, nothing on the others.
 
-    Raises UserError for a folder that is no student, or a benchmark that cannot be read.
+    Raises UserError for a folder that is no student, a benchmark that cannot be read, or an output that cannot be
+    written: before any picture is looked at.
     """
+    output = LocalStorage(config.output, create=True) if config.output else None
+    if config.json:
+        if Path(config.json).is_dir():
+            raise UserError(f"json: {config.json}: is a folder", "give a file")
+        LocalStorage(Path(config.json).parent, create=True)
     benchmarks = [load_benchmark(file) for file in config.benchmarks]
     names = [benchmark.config.name for benchmark in benchmarks]
     for name in names:
@@ -69,11 +75,15 @@ def evaluate(config: EvaluateConfig) -> Results:
         probabilities = predict(
             student, paths, batch_size=config.batch_size, num_workers=config.num_workers, accelerator=accelerator
         )
+        if np.isnan(probabilities).all():  # asked on all processes, so that none waits for one that has ended
+            raise UserError(
+                f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again"
+            )
         if not accelerator.is_main_process:
             continue
         results[benchmark.config.name] = score(benchmark, probabilities, num_draws=config.num_draws, seed=config.seed)
-        if config.output:
-            _write_predictions(Path(config.output), benchmark, probabilities)
+        if output:
+            output.replace(f"predictions-{benchmark.config.name}.csv", _predictions_csv(benchmark, probabilities))
     if accelerator.is_main_process and config.json:
         write_json(Path(config.json), results)
     accelerator.end_training()
@@ -83,8 +93,6 @@ def evaluate(config: EvaluateConfig) -> Results:
 def score(benchmark: Benchmark, probabilities: np.ndarray, *, num_draws: int, seed: int) -> dict[str, float]:
     """The metrics of probabilities `(n, 3)` for a benchmark's pictures; rows of NaN are left out and counted."""
     decoded = ~np.isnan(probabilities).any(axis=1)
-    if not decoded.any():
-        raise UserError(f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again")
     metrics = with_intervals(
         polarity_of(probabilities[decoded]),
         benchmark.scores[decoded],
@@ -101,17 +109,10 @@ def write_json(path: Path, value: object) -> None:
     LocalStorage(path.parent, create=True).replace(path.name, content)
 
 
-def _write_predictions(folder: Path, benchmark: Benchmark, probabilities: np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"predictions-{benchmark.config.name}.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", *CLASSES, "human_score"])
-        for row in _prediction_rows(benchmark, probabilities):
-            writer.writerow(row)
-
-
-def _prediction_rows(benchmark: Benchmark, probabilities: np.ndarray) -> Sequence[list[object]]:
-    return [
-        [path, *(f"{probability:.6f}" for probability in row), score]
-        for path, row, score in zip(benchmark.paths, probabilities.tolist(), benchmark.scores.tolist(), strict=True)
-    ]
+def _predictions_csv(benchmark: Benchmark, probabilities: np.ndarray) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["path", *CLASSES, "human_score"])
+    for path, row, human in zip(benchmark.paths, probabilities.tolist(), benchmark.scores.tolist(), strict=True):
+        writer.writerow([path, *(f"{probability:.6f}" for probability in row), human])
+    return file.getvalue().encode()

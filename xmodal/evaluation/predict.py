@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from shards.decode import UndecodableImageError, decode_rgb, eval_pixels
+from shards.errors import UserError
 from shards.stream import normalise, padded_batches
 from xmodal.labels import CLASSES
 from xmodal.students import InputSpec, input_spec
@@ -46,18 +47,29 @@ class _PictureFiles(Dataset):
 def predict(
     student: torch.nn.Module, paths: Sequence[Path], *, batch_size: int, num_workers: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """Probabilities, float64 `(n, 3)`, the same on all processes; NaN for pictures that cannot be decoded."""
+    """Probabilities, float64 `(n, 3)`, the same on all processes; NaN for pictures that cannot be decoded.
+
+    Raises UserError, on all processes, where the student's own outputs are no finite numbers.
+    """
     spec = input_spec(student)
     student = student.to(accelerator.device).eval()
     # Our own division over the processes: Accelerate would read everything on the first one and send it around.
     batches = padded_batches(len(paths), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(_PictureFiles(paths, spec), batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is)
     probabilities = np.full((len(paths), len(CLASSES)), np.nan)
+    decoded = np.zeros(len(paths), dtype=bool)
     for pixels, places in loader:
         logits = student(normalise(pixels.to(accelerator.device), spec.mean, spec.std)).float()
         gathered, gathered_places = accelerator.gather((logits.softmax(dim=1), places.to(accelerator.device)))
         real = (gathered_places >= 0).cpu()
-        probabilities[gathered_places.cpu()[real].numpy()] = gathered.cpu()[real].double().numpy()
+        places_here = gathered_places.cpu()[real].numpy()
+        probabilities[places_here] = gathered.cpu()[real].double().numpy()
+        decoded[places_here] = True
+    if not np.isfinite(probabilities[decoded]).all():
+        raise UserError(
+            "student: its outputs are no finite numbers",
+            "its training diverged, or its weights are damaged: train it anew",
+        )
     return probabilities
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -134,6 +135,12 @@ def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
 
 def _benchmark_example(predictions: Predictions, images: str, place: int) -> Example:
     path = Path(images, predictions.paths[place])
+    # The page is made to be shown to others: no file from elsewhere on this machine may come into it.
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(images)):
+        raise UserError(
+            f"{predictions.paths[place]}: lies outside of {images}",
+            "give as `images` the folder that the predictions' paths start in",
+        )
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path

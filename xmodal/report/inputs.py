@@ -174,6 +174,10 @@ def read_evaluation(file: str) -> Evaluation:
             benchmark: {name: float("nan" if value is None else value) for name, value in values.items()}
             for benchmark, values in document.items()
         }
+        for name in ("auc", "auc_low", "auc_high"):
+            for benchmark, values in metrics.items():
+                if values.get(name, 0) < 0 or values.get(name, 0) > 1:
+                    raise UserError(f"{file}: {benchmark}: {name}: {values[name]} is out of range [0, 1]", remedy)
     return Evaluation(name=Path(file).stem, metrics=metrics)
 
 

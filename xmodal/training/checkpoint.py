@@ -21,7 +21,7 @@ COMMIT_FILE = "commit.json"
 
 def save_checkpoint(engine: Any, folder: Path, *, step: int, state: dict[str, Any], ranks: Ranks, keep: int) -> None:
     """Save the engine and `state` (plain values) as of `step` done steps; all ranks call it."""
-    tag = f"step-{step:08d}"
+    tag = _tag(step)
     # save_latest=False: DeepSpeed's own `latest` is written in place, and before all ranks' files are complete.
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
     _sync_files(folder / tag)
@@ -46,16 +46,27 @@ def committed_steps(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"step-*/{COMMIT_FILE}"))
 
 
+def _tag(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _newest_commit(folder: Path) -> dict[str, Any] | None:
+    complete = committed_steps(folder)
+    return json.loads((folder / complete[-1] / COMMIT_FILE).read_text()) if complete else None
+
+
 def load_checkpoint(engine: Any, folder: Path, *, ranks: Ranks) -> dict[str, Any] | None:
     """Load the newest complete checkpoint into the engine and return its state; None if there is none.
 
     Raises UserError if it was saved by another number of ranks or another ZeRO stage.
     """
-    complete = committed_steps(folder)
-    if not complete:
+    # The first rank chooses for all: on a shared file system the others may still see an older listing.
+    chosen: list[dict[str, Any] | None] = [_newest_commit(folder) if ranks.is_first else None]
+    dist.broadcast_object_list(chosen)
+    state = chosen[0]
+    if state is None:
         return None
-    tag = complete[-1]
-    state = json.loads((folder / tag / COMMIT_FILE).read_text())
+    tag = _tag(state["step"])
     for name, now in (("world_size", ranks.world_size), ("zero_stage", engine.zero_optimization_stage())):
         if state[name] != now:
             raise UserError(

@@ -10,6 +10,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import safe_get_full_fp32_param
 
 from shards.errors import UserError
@@ -20,6 +22,11 @@ from xmodal.training.config import OptimizerConfig
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 # The launcher's ranks would each say the same at INFO.
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+_USE_OURS = "give one of configs/deepspeed/zero{0,1,2,3}.json"
+# What DeepSpeed raises for settings that it, or this machine, cannot do; pydantic's are ValueErrors.
+_DEEPSPEED_ERRORS = (ValueError, TypeError, AssertionError, NotImplementedError, ZeRORuntimeException)
 
 
 def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
@@ -44,12 +51,15 @@ def resolve_deepspeed_config(
     path: str, *, global_batch_size: int, micro_batches: int, world_size: int, max_grad_norm: float
 ) -> dict[str, Any]:
     """DeepSpeed's config with its "auto" values filled in. Raises UserError for a file that contradicts ours."""
-    remedy = "give one of configs/deepspeed/zero{0,1,2,3}.json"
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"deepspeed: {path}: {(error.strerror or str(error)).lower()}", remedy) from None
-    config = parse_json_object(content, path, remedy)
+        raise UserError(f"deepspeed: {path}: {(error.strerror or str(error)).lower()}", _USE_OURS) from None
+    config = parse_json_object(content, path, _USE_OURS)
+    zero = config.get("zero_optimization")
+    # DeepSpeed takes a key that it does not know, such as a misspelt one, for none, and trains without ZeRO.
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage: not 0, 1, 2 or 3", _USE_OURS)
     filled = {
         "train_batch_size": global_batch_size,
         "train_micro_batch_size_per_gpu": global_batch_size // world_size // micro_batches,
@@ -76,10 +86,23 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def create_engine(model: torch.nn.Module, optimizer: OptimizerConfig, deepspeed_config: dict[str, Any]) -> Any:
-    """A DeepSpeed engine around `model`; every rank must hold the same weights."""
-    adamw = torch.optim.AdamW(parameter_groups(model, optimizer.weight_decay), lr=optimizer.lr, betas=optimizer.betas)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=deepspeed_config)
+def create_engine(
+    model: torch.nn.Module, optimizer: OptimizerConfig, deepspeed_config: dict[str, Any], deepspeed_file: str
+) -> Any:
+    """A DeepSpeed engine around `model`; every rank must hold the same weights. `set_learning_rate` before each step.
+
+    Raises UserError, naming `deepspeed_file`, for settings that DeepSpeed or this machine cannot do.
+    """
+    # Without ZeRO, DeepSpeed takes a step when it is made, to have the optimizer's state: at a rate of 0 it changes no
+    # weight, and the state is dropped, since it would count that step.
+    adamw = torch.optim.AdamW(parameter_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas)
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=deepspeed_config)
+    except _DEEPSPEED_ERRORS as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{deepspeed_file}: DeepSpeed refuses it: {message}", _USE_OURS) from error
+    if engine.zero_optimization_stage() == 0:
+        adamw.state.clear()
     return engine
 
 
@@ -113,11 +136,20 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
     # Some buffers are no part of a state dict: the model makes them anew wherever it is built.
     kept = engine.module.state_dict().keys()
     weights = {name: _to_cpu(buffer) for name, buffer in engine.module.named_buffers() if name in kept}
+    masters = _masters_without_zero(engine.optimizer)
     for name, parameter in engine.module.named_parameters():
-        master = safe_get_full_fp32_param(parameter)
-        # Without ZeRO the parameter itself is whole.
+        master = masters[parameter] if parameter in masters else safe_get_full_fp32_param(parameter)
+        # Where training is in float32, the parameter itself is all there is.
         weights[name] = _to_cpu(parameter if master is None else master)
     return weights
+
+
+def _masters_without_zero(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:
+    """Parameter → its float32 master, which DeepSpeed keeps in lists where there is no ZeRO; empty under ZeRO."""
+    if not isinstance(optimizer, FP16_UnfusedOptimizer):  # its name notwithstanding, it serves bf16 too
+        return {}
+    groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {parameter: master for low, high in groups for parameter, master in zip(low, high, strict=True)}
 
 
 def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:

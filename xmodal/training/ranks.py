@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from shards.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -27,8 +29,15 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that torch's process group needs, from whichever launcher started this process.
 
     `deepspeed` and `torchrun` set them; under `srun` they come from the step's variables; a plain `python` is alone.
+    Raises UserError where some of them are missing.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise UserError(
+                f"environment: RANK and WORLD_SIZE are set, and {', '.join(missing)} not",
+                "start by `deepspeed` or `torchrun`, which set all of them, or unset RANK and WORLD_SIZE",
+            )
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         return {name: environment[name] for name in names if name in environment}
     # SLURM_STEP_NUM_TASKS is there within srun only: a batch script's own shell is no rank.
@@ -72,9 +81,14 @@ def start_process_group() -> Ranks:
 
 
 def _first_host(node_list: str) -> str:
-    return subprocess.run(
-        ["scontrol", "show", "hostnames", node_list], capture_output=True, text=True, check=True
-    ).stdout.split()[0]
+    command = ["scontrol", "show", "hostnames", node_list]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UserError(
+            f"`{' '.join(command)}` does not name the step's first host: {error}",
+            "have scontrol on the PATH of all nodes, or set MASTER_ADDR in the batch script",
+        ) from error
 
 
 def free_port() -> int:

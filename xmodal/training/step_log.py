@@ -56,7 +56,7 @@ class StepLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         keep_metrics_until(folder, resumed_step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Record `values` as of `step` done steps; `kind` is "step" or "validation"."""

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import LocalStorage
 from shards.stream import Batch, EvalStream, TrainStream, normalise
-from shards.view import View, open_view
+from shards.view import View, open_view, target_array
 from xmodal.students import InputSpec, create_student, export_student, input_spec
-from xmodal.training.checkpoint import load_checkpoint, save_checkpoint
+from xmodal.training.checkpoint import committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
 from xmodal.training.engine import (
     average_buffers,
@@ -27,7 +29,7 @@ from xmodal.training.engine import (
     resolve_deepspeed_config,
     set_learning_rate,
 )
-from xmodal.training.losses import balanced_class_weights, sample_losses, teacher_entropy
+from xmodal.training.losses import balanced_class_weights, matched_targets, sample_losses, teacher_entropy
 from xmodal.training.ranks import Ranks, start_process_group
 from xmodal.training.schedule import learning_rate
 from xmodal.training.step_log import StepClock, StepLog, memory_gib
@@ -40,21 +42,34 @@ def train(config: TrainConfig) -> None:
 
     Raises UserError for a view, a student or sizes that do not go together, before the first step.
     """
-    view = open_view(config.view)  # before the ranks wait for each other: the likeliest mistake is told at once
+    # Before the ranks wait for each other: the likeliest mistakes are told at once.
+    view = open_view(config.view)
+    LocalStorage(config.output, create=True)
     ranks = start_process_group()
     if not ranks.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     try:
         _Run(config, view, ranks).run()
+    except RuntimeError as error:
+        # The backends have no class of their own for it. Its traceback would bury what the rank itself has said.
+        if not _LOST_RANK.search(str(error)):
+            raise
+        raise UserError(
+            f"rank {ranks.rank}: another rank has ended, so this one cannot go on", "see what the other rank says"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+_LOST_RANK = re.compile("connection (closed|reset|refused)|socket closed|remote process exited", re.IGNORECASE)
 
 
 class _Run:
     def __init__(self, config: TrainConfig, view: View, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.folder = Path(config.output)
-        check_pinned_config(self.folder, config)
+        if committed_steps(self.folder / "checkpoints"):
+            check_pinned_config(self.folder, config)
         torch.manual_seed(config.seed)  # the same initial weights on all ranks
         model = create_student(config.student)
         self.spec: InputSpec = input_spec(model, config.student.eval_crop_share)
@@ -79,7 +94,7 @@ class _Run:
             world_size=ranks.world_size,
             max_grad_norm=config.optimizer.max_grad_norm,
         )
-        self.engine = create_engine(model, config.optimizer, deepspeed_config)
+        self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
         self.step = 0
@@ -89,10 +104,16 @@ class _Run:
         if state is not None:
             self.step = state["step"]
             self.stream.load_state_dict(state["stream"])
+            if self.step > self.total_steps:
+                raise UserError(
+                    f"{self.folder}: at step {self.step} already, beyond the {self.total_steps} of max_steps",
+                    "raise max_steps, or give a new `output` folder",
+                )
             log.info("resuming at step %d of %d", self.step, self.total_steps)
         self.log = StepLog(self.folder, resumed_step=self.step) if self.ranks.is_first else None
         if self.ranks.is_first:
-            pin_config(self.folder, self.config)
+            if state is None:
+                pin_config(self.folder, self.config)
             log.info(
                 "%d samples, %d steps of %d on %d ranks, ZeRO-%d, %s",
                 self.stream.num_samples,
@@ -244,13 +265,16 @@ class _Run:
 def _class_weights(view: View, config: TrainConfig) -> torch.Tensor | None:
     if config.loss.class_weights == "none":
         return None
-    targets = torch.tensor(view.split("train").rows["target"].to_pylist())
-    if config.loss.kind == "hard":
-        targets = torch.nn.functional.one_hot(targets.argmax(dim=1), targets.shape[1])
-    return balanced_class_weights(targets)
+    targets = torch.from_numpy(target_array(view.split("train").rows))
+    return balanced_class_weights(matched_targets(targets, config.loss))
 
 
-_MAY_CHANGE = {"output", "deepspeed", "max_steps", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints"}
+_MAY_CHANGE = {
+    "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
+    "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
+    "student.gradient_checkpointing", "stream.num_workers", "stream.max_replaced_share",
+}  # fmt: skip
+"""Settings that do not shape the student: a run may be resumed with others."""
 
 
 def check_pinned_config(folder: Path, config: TrainConfig) -> None:
@@ -258,22 +282,25 @@ def check_pinned_config(folder: Path, config: TrainConfig) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    begun_with = parse_json_object(path.read_bytes(), str(path), "give a new `output` folder")
-    for name, value in _plain_values(config).items():
+    pinned = parse_json_object(path.read_bytes(), str(path), "give a new `output` folder")
+    begun_with = dict(_dotted(pinned))
+    for name, value in _dotted(json.loads(json.dumps(asdict(config)))):
         if name not in _MAY_CHANGE and begun_with.get(name) != value:
             raise UserError(
-                f"{path}: {name}: this run was begun with {begun_with.get(name)}, not {value}",
+                f"{path}: {name}: this run was begun with {begun_with.get(name)!r}, not {value!r}",
                 "go on with the settings it was begun with, or give a new `output` folder",
             )
 
 
 def pin_config(folder: Path, config: TrainConfig) -> None:
-    """Keep the config with a run's first start: once everything that it names was found to be there."""
-    if not (folder / "config.json").exists():
-        content = json.dumps(_plain_values(config), indent=2).encode() + b"\n"
-        LocalStorage(folder, create=True).replace("config.json", content)
+    """Keep the config of a run that begins: once everything that it names was found to be there."""
+    LocalStorage(folder, create=True).replace("config.json", json.dumps(asdict(config), indent=2).encode() + b"\n")
 
 
-def _plain_values(config: TrainConfig) -> dict[str, Any]:
-    """A config as JSON holds it."""
-    return json.loads(json.dumps(asdict(config)))
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a config by their dotted names; `model_args` and other free-form ones are whole."""
+    for name, value in values.items():
+        if isinstance(value, dict) and name != "model_args":
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
