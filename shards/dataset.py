@@ -91,12 +91,17 @@ def read_dataset(storage: Storage) -> dict[str, Any]:
             f"{storage.url}: no dataset.json, so this dataset is not finished",
             "run `xmodal label` to its end first",
         ) from None
-    dataset = parse_json_object(content, f"{storage.url}/dataset.json", "run `xmodal label` again")
+    remedy = "run `xmodal label` again"
+    required = {"schema_version": int, "shards": list}
+    dataset = parse_json_object(content, f"{storage.url}/dataset.json", remedy, required)
     if dataset.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"{storage.url}/dataset.json: schema_version: {dataset.get('schema_version')!r} is not {SCHEMA_VERSION}",
             "use the version of xmodal that wrote this dataset",
         )
+    for shard in dataset["shards"]:
+        if not isinstance(shard, dict) or not {"name", "samples", "sha256"} <= shard.keys():
+            raise UserError(f"{storage.url}/dataset.json: shards: one without name, samples or sha256", remedy)
     return dataset
 
 

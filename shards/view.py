@@ -35,6 +35,7 @@ VIEW_SCHEMA = pa.schema(
         ("target", pa.list_(pa.float32())),  # probabilities in the order of the classes
     ]
 )
+_REQUIRED = {"schema_version": int, "fingerprint": str, "samples": str, "datasets": list}
 _ORDER = [("dataset", "ascending"), ("shard", "ascending"), ("image_offset", "ascending")]
 
 
@@ -143,7 +144,7 @@ def _read(storage: Storage, url: str) -> tuple[dict[str, Any], pa.Table | None]:
         content = storage.read("view.json")
     except FileNotFoundError:
         raise UserError(f"{url}: no view.json, so this is no view", "run `xmodal curate` first") from None
-    description = parse_json_object(content, f"{url}/view.json", "run `xmodal curate` again")
+    description = parse_json_object(content, f"{url}/view.json", "run `xmodal curate` again", _REQUIRED)
     if description.get("schema_version") != VIEW_VERSION:
         raise UserError(
             f"{url}/view.json: schema_version: {description.get('schema_version')!r} is not {VIEW_VERSION}",

@@ -10,7 +10,7 @@ import pytest
 import web_server as web
 
 from shards.errors import ConfigError
-from xmodal.crawl.fetch import FetchConfig, FetchResult, fetch_in_order
+from xmodal.crawl.fetch import FetchConfig, FetchResult, backoff_wait, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
 
 CONFIG = FetchConfig(max_tries=3, backoff_seconds=0.01, connect_seconds=5, total_seconds=10, max_bytes=200_000)
@@ -126,12 +126,17 @@ def test_every_retry_is_one_request(server):
     assert server.requests["/a.jpg"] == 4
 
 
-def test_waits_grow_between_tries(server):
+def test_waits_grow_and_are_varied_by_half():
+    assert [backoff_wait(0.5, failures, 0.5) for failures in (1, 2, 3)] == [0.5, 1.0, 2.0]
+    assert backoff_wait(0.5, 1, 0.0) == 0.25
+    assert backoff_wait(0.5, 1, 0.999) == pytest.approx(0.75, rel=0.01)
+
+
+def test_between_two_tries_it_waits(server):
     url = server.answer("a.jpg", web.status(500))
     start = time.monotonic()
-    fetch_one(url, replace(CONFIG, backoff_seconds=0.2))
-    # 0.2 and 0.4 seconds, each varied by half.
-    assert 0.3 <= time.monotonic() - start < 5
+    fetch_one(url, replace(CONFIG, backoff_seconds=0.4, max_tries=2))
+    assert time.monotonic() - start >= 0.2
 
 
 def test_redirects_are_followed_to_the_picture(server):

@@ -21,6 +21,7 @@ from shards.storage import LocalStorage
 from shards.view import SPLITS, open_view
 from shards.writer import write_shard
 from xmodal.config import known_keys, load_config
+from xmodal.crawl.pictures import PictureConfig
 from xmodal.curation.curate import ConfidenceConfig, CurateConfig, SplitConfig, curate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -218,6 +219,14 @@ def test_a_benchmark_picture_that_cannot_be_decoded_is_passed_over(folder, tmp_p
     assert "broken.jpg" in caplog.text
 
 
+def test_a_benchmark_picture_larger_than_any_post_may_have_is_compared_too(folder, tmp_path):
+    large = photo(5).resize((8200, 6150))
+    assert large.width * large.height > PictureConfig().max_pixels
+    benchmark = write_benchmark(tmp_path / "bench", {"large.jpg": encode(large, "JPEG", quality=80)})
+    summary = curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
+    assert {step.step: step.samples for step in summary.funnel}["benchmark pictures"] == 6
+
+
 def test_a_benchmark_of_undecodable_pictures_leaves_all_samples(folder, tmp_path):
     benchmark = write_benchmark(tmp_path / "bench", {"broken.jpg": GARBAGE})
     summary = curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
@@ -280,6 +289,16 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
     (tmp_path / "one" / "000001.tar").unlink()
     with pytest.raises(UserError, match=r"one/000001\.tar: this shard of the dataset is not there"):
         curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
+
+
+def test_an_index_of_another_tar_of_the_same_size_is_not_believed(tmp_path):
+    one, other = (
+        write_dataset(tmp_path / name, [post_samples(name, POSITIVE, photo_bytes(1))]) for name in ("aa", "bb")
+    )
+    assert Path(one, "000000.tar").stat().st_size == Path(other, "000000.tar").stat().st_size
+    Path(one, "000000.parquet").write_bytes(Path(other, "000000.parquet").read_bytes())
+    with pytest.raises(UserError, match=r"aa/000000\.tar: not the shard that dataset\.json was written for"):
+        curate(CurateConfig(datasets=[one], view=str(tmp_path / "view")))
 
 
 def test_a_recipe_that_leaves_no_sample_says_after_which_step(folder, tmp_path):

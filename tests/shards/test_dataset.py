@@ -106,6 +106,14 @@ def test_a_dataset_of_a_later_version_is_a_users_error(dataset_copy: Path) -> No
         read_dataset(storage)
 
 
+@pytest.mark.parametrize("shards", [None, {}, ["000000.tar"], [{"name": "000000.tar"}]], ids=str)
+def test_a_dataset_that_lacks_what_it_needs_is_a_users_error(dataset_copy: Path, shards: object) -> None:
+    storage = LocalStorage(dataset_copy)
+    storage.replace("dataset.json", json.dumps({"schema_version": 1, "shards": shards}).encode())
+    with pytest.raises(UserError, match=r"dataset\.json: shards: "):
+        read_dataset(storage)
+
+
 def test_vanilla_webdataset_reads_it(finished_dataset: Path) -> None:
     samples = list(wds.WebDataset(tars(finished_dataset), shardshuffle=False).decode("pil"))
     assert len(samples) == NUM_SAMPLES

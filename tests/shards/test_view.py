@@ -196,6 +196,14 @@ def test_a_view_of_another_version_is_a_users_error(view_copy: View) -> None:
         open_view(view_copy.url)
 
 
+@pytest.mark.parametrize("key", ["fingerprint", "samples", "datasets"])
+def test_a_view_that_lacks_what_it_needs_is_a_users_error(view_copy: View, key: str) -> None:
+    for damaged in ({name: value for name, value in view_copy.description.items() if name != key}, {key: 5}):
+        Path(view_copy.url, "view.json").write_text(json.dumps({"schema_version": 1, **damaged}))
+        with pytest.raises(UserError, match=r"view\.json: \w+: missing, or no"):
+            open_view(view_copy.url)
+
+
 @pytest.mark.parametrize("name", ["test", "training"])
 def test_an_empty_or_unknown_split_is_a_users_error_that_says_what_there_is(view: View, name: str) -> None:
     with pytest.raises(UserError, match=f"split '{name}' has no samples") as caught:

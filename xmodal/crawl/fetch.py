@@ -108,7 +108,7 @@ async def _fetch(session: aiohttp.ClientSession, url: str, config: FetchConfig, 
         return FetchResult(url=url, reason=failure.reason)
     while tries < config.max_tries:
         if tries:
-            await asyncio.sleep(config.backoff_seconds * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
+            await asyncio.sleep(backoff_wait(config.backoff_seconds, tries, random.random()))
         tries += 1
         try:
             content = await _read_answer(session, url, config)
@@ -125,6 +125,11 @@ async def _fetch(session: aiohttp.ClientSession, url: str, config: FetchConfig, 
     return FetchResult(
         url=url, reason=failure.reason, http_status=failure.http_status, retryable=failure.retryable, tries=tries
     )
+
+
+def backoff_wait(backoff_seconds: float, num_failures: int, jitter: float) -> float:
+    """Seconds to wait after so many failed tries: doubled with each, and varied by half as `jitter` in [0, 1) says."""
+    return backoff_seconds * 2 ** (num_failures - 1) * (0.5 + jitter)
 
 
 def _is_fetchable(url: str) -> bool:
