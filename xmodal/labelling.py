@@ -289,7 +289,7 @@ def _run_on_ray(
         ray.shutdown()
     if outages:
         raise UserError(
-            f"{dataset}: no picture could be had of {len(outages)} units; {outages[0]}",
+            f"{dataset}: units that wait for their pictures: {len(outages)}; the first is {outages[0]}",
             "check that the hosts answer, and base_url; the same command goes on with these units. "
             "If the pictures are gone for good, give --commit_outages true",
         )
@@ -358,7 +358,7 @@ def _collect_finished(ray: Any, in_flight: list[Any], outages: list[str]) -> lis
         name = unit_name(result.number)
         if result.outage:
             log.warning("unit %s: %s; it waits for another run", name, result.outage)
-            outages.append(f"unit {name}: {result.outage}")
+            outages.append(f"{name}: {result.outage}")
         elif result.num_samples is None:
             log.info("unit %s: was committed meanwhile", name)
         else:
@@ -408,7 +408,9 @@ def _label_unit(
     try:
         shard = write_shard(storage, name, _drain(samples), shard_failures)
     except UnitOutageError as outage:
-        return _UnitResult(number=number, outage=f"none of its {outage.num_media} pictures ({outage.reasons})")
+        return _UnitResult(
+            number=number, outage=f"none of its {outage.num_media} pictures could be had ({outage.reasons})"
+        )
     return _UnitResult(number=number, num_samples=shard.num_samples if shard.won else None)
 
 

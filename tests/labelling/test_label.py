@@ -488,7 +488,8 @@ def test_a_host_that_is_down_costs_its_own_units_alone_and_they_are_done_when_it
     down = label_command.run([*command, "--base_url=http://127.0.0.1:9/"], variables)
     assert down.returncode == 2
     assert "Traceback" not in down.stderr
-    assert "no picture could be had of 1 units; unit 000000: none of its 24 pictures (connection_error)" in down.stderr
+    assert "wait for their pictures: 1; the first is 000000: none of its 24 pictures could be had" in down.stderr
+    assert "connection_error" in down.stderr
     assert [path.name for path in dataset.glob("*.tar")] == ["000001.tar"]
 
     # The recipe holds for what is committed: another base_url would make other samples of the same posts.
@@ -511,7 +512,7 @@ def test_a_run_that_committed_nothing_binds_the_next_one_to_nothing(server, tmp_
     variables = label_command.environment(ray_folder)
     forgotten = label_command.run(command, variables)
     assert forgotten.returncode == 2
-    assert "none of its 24 pictures (bad_url)" in forgotten.stderr
+    assert "none of its 24 pictures could be had (bad_url)" in forgotten.stderr
     assert "base_url" in forgotten.stderr.splitlines()[-1]
     mended = label_command.run([*command, f"--base_url={server.base_url}"], variables)
     assert mended.returncode == 0, mended.stderr
