@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from shards.index import read_index
 from shards.storage import LocalStorage
 from shards.view import open_view
 from xmodal.benchmarks import load_benchmark
+from xmodal.demo.server import serve_folder
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,19 @@ def test_outside_the_clone_it_says_where_to_run(tmp_path):
     assert "run the demo in the folder of the project's clone" in done.stderr
 
 
-def test_a_port_that_is_taken_is_named():
-    import socket
+def test_a_client_that_goes_away_is_no_traceback_of_the_server(tmp_path, capfd):
+    with serve_folder(str(tmp_path), 0) as port:
+        client = socket.create_connection(("127.0.0.1", port))
+        client.sendall(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"404" in client.recv(1000)
+        # Reset the kept connection instead of closing it, as the death of a process with unread answers does.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        time.sleep(0.3)
+    assert capfd.readouterr().err == ""
 
+
+def test_a_port_that_is_taken_is_named():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
