@@ -1,6 +1,6 @@
 """Where shards, indexes and views lie: one small interface, so that no other module opens a path by itself.
 
-Local folders are implemented here; `s3://` is refused with a clear error until object storage is supported.
+Local folders are implemented here, `s3://` in `s3_storage`.
 """
 
 import errno
@@ -209,13 +209,23 @@ class LocalStorage:
 
 
 def open_storage(url: str | os.PathLike[str], *, create: bool = False) -> Storage:
-    """The storage behind a local path. Raises UserError for a scheme that is not supported or a missing folder."""
+    """The storage behind a local path or an `s3://` URL.
+
+    Raises UserError for another scheme and, unless it is to be made, for a folder or prefix where nothing lies.
+    """
     text = os.fspath(url)
     scheme, separator, _ = text.partition("://")
+    if separator and scheme == "s3":
+        # boto3 takes a third of a second to import, and local runs need none of it.
+        from shards.s3_storage import S3Storage
+
+        objects = S3Storage(text)
+        if not create:
+            objects.check()
+        return objects
     if separator and scheme != "file":
         raise UserError(
-            f"{text}: storage scheme {scheme!r} is not supported yet",
-            "give a local folder, or one on a shared file system",
+            f"{text}: storage scheme {scheme!r} is not supported", "give a local or shared folder, or an s3:// URL"
         )
     folder = text.removeprefix("file://")
     if not create and not os.path.isdir(folder):

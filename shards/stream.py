@@ -96,6 +96,11 @@ class _Reader:
                 f"{storage.url}/{shard}: this shard of the view is not there",
                 "restore it, or curate a new view",
             ) from None
+        except OSError as error:
+            raise UserError(
+                f"{storage.url}/{shard}: {self.key[row].as_py()}: cannot be read: {error}",
+                "see to the storage; the same command goes on from the last checkpoint",
+            ) from error
         return decode_rgb(content, min_side=min_side)
 
 

@@ -83,7 +83,7 @@ def write_shard(
     """
     temporary = storage.new_temporary(f"{name}.tar")
     try:
-        with told_to_user(storage.url), open(temporary, "wb") as file:
+        with told_to_user(temporary.parent), open(temporary, "wb") as file:
             hashing = _HashingFile(file)
             num_samples = _write_tar(hashing, samples)
         sha256 = hashing.sha256.hexdigest()

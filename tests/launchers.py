@@ -22,7 +22,7 @@ TINY_STUDENT = (
 )
 
 
-def settings(view: Path, output: Path, *more: str) -> list[str]:
+def settings(view: Path | str, output: Path, *more: str) -> list[str]:
     """A tiny run: global batches of 16 in 8 lanes, a line for every step."""
     return [
         f"--view={view}", f"--output={output}", *TINY_STUDENT, "--stream.num_lanes=8", "--stream.num_workers=0",

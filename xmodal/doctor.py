@@ -91,7 +91,7 @@ def _s3() -> Finding:
         return Finding(subject="s3", ok=False, detail=f"credentials cannot be read: {error}")
     if credentials is None:
         return Finding(subject="s3", ok=False, detail="no credentials in the environment or ~/.aws; local folders only")
-    return Finding(subject="s3", ok=True, detail=f"credentials found ({credentials.method}); s3:// URLs come later")
+    return Finding(subject="s3", ok=True, detail=f"credentials found ({credentials.method})")
 
 
 def _slurm() -> Finding:
