@@ -8,12 +8,9 @@ first round, before any figure is believed.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import report_file
 from PIL import Image
 
 from shards.dataset import finish
@@ -52,10 +50,7 @@ def main() -> None:
                     results[name].setdefault(figure, []).append(value)
                 print(f"round {number + 1} of {rounds}: {name}: {last(results[name])}", flush=True)
             check_same_work(results)
-    report = describe(results, steps)
-    print(json.dumps(report["ratios"], indent=2))
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n")
+    report_file.write(describe(results, steps), arguments.json)
 
 
 def make_view(folder: Path) -> Path:
@@ -131,7 +126,7 @@ def check_same_work(results: dict[str, dict[str, list[float]]]) -> None:
 
 
 def describe(results: dict[str, dict[str, list[float]]], steps: int) -> dict[str, Any]:
-    """The report that every benchmark of the project writes."""
+    """The report of all rounds."""
     ratios = {
         f"zero3 / zero2: {figure}": round(
             statistics.median(
@@ -141,16 +136,8 @@ def describe(results: dict[str, dict[str, list[float]]], steps: int) -> dict[str
         )
         for figure in ("seconds_per_step", "memory_gib_of_first_rank")
     }
-    return {
-        "benchmark": "vit_l16_step",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "timm", "xmodal")},
-        "work": f"step {steps} of a ViT-L/16 at 224 pixels, bf16, global batch 2 on 2 ranks, gradient checkpointing",
-        "results": results,
-        "ratios": ratios,
-    }
+    work = f"step {steps} of a ViT-L/16 at 224 pixels, bf16, global batch 2 on 2 ranks, gradient checkpointing"
+    return report_file.report("vit_l16_step", work, ("torch", "deepspeed", "timm", "xmodal"), results, ratios)
 
 
 def last(figures: dict[str, list[float]]) -> str:

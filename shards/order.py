@@ -25,14 +25,25 @@ def lane_bounds(num_samples: int, num_lanes: int) -> np.ndarray:
 
 
 def lanes_of_rank(rank: int, world_size: int, num_lanes: int) -> range:
-    """The lanes that a rank reads. Raises UserError where the ranks do not divide the lanes."""
+    """The lanes that a rank reads.
+
+    Raises UserError, with the nearest numbers of ranks that do, where the ranks do not divide the lanes.
+    """
     if num_lanes % world_size:
+        nearest = " or ".join(map(str, nearest_divisors(num_lanes, world_size)))
         raise UserError(
             f"stream.num_lanes: {num_lanes} lanes cannot be shared equally by {world_size} ranks",
-            f"start a number of ranks that divides {num_lanes}, or set stream.num_lanes to a multiple of {world_size}",
+            f"start {nearest} ranks, or begin a run whose stream.num_lanes is a multiple of {world_size}",
         )
     lanes_per_rank = num_lanes // world_size
     return range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
+
+
+def nearest_divisors(number: int, near: int) -> list[int]:
+    """The largest divisor of `number` below `near` and, if there is one, the smallest above it; ascending."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below, above = [one for one in divisors if one < near], [one for one in divisors if one > near]
+    return below[-1:] + above[:1]
 
 
 def num_batches_of_epoch(num_samples: int, num_lanes: int, global_batch_size: int) -> int:

@@ -183,11 +183,14 @@ def test_ranks_share_all_lanes_equally(world_size: int, lanes_per_rank: int) -> 
     assert {len(part) for part in lanes} == {lanes_per_rank}
 
 
-@pytest.mark.parametrize(("world_size", "num_lanes"), [(3, 64), (128, 64), (5, 4)])
-def test_ranks_that_do_not_divide_the_lanes_are_a_users_error(world_size: int, num_lanes: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "num_lanes", "nearest"), [(3, 64, "2 or 4"), (128, 64, "64"), (5, 4, "4"), (7, 60, "6 or 10")]
+)
+def test_ranks_that_do_not_divide_the_lanes_are_told_which_do(world_size: int, num_lanes: int, nearest: str) -> None:
     with pytest.raises(UserError, match=f"{num_lanes} lanes cannot be shared equally by {world_size} ranks") as caught:
         lanes_of_rank(0, world_size, num_lanes)
     assert f"multiple of {world_size}" in caught.value.remedy
+    assert f"start {nearest} ranks" in caught.value.remedy
 
 
 @given(num_samples=st.integers(0, 10**12), num_lanes=st.integers(1, 256), per_lane=st.integers(1, 64))
