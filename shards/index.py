@@ -9,6 +9,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -39,23 +40,29 @@ def index_name(tar_name: str) -> str:
     return tar_name.removesuffix(".tar") + ".parquet"
 
 
-def read_index(storage: Storage, tar_name: str) -> pa.Table:
+def read_index(storage: Storage, tar_name: str, *, keep: bool = True) -> pa.Table:
     """The index of a committed tar, one row a sample in the tar's order; made where there is none, or a damaged one.
 
     One of another size of tar or another version is made anew too. What is committed never changes, so no more is
-    compared: that would mean to read the tar.
+    compared: that would mean to read the tar. One that had to be made is written beside the tar, if it is to be kept.
 
     Columns: `key, image_ext, {image,json,txt}_{offset,length}` (bytes; null where there is no such member), then the
     JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`. Raises UserError if the tar cannot be read.
     """
-    name = index_name(tar_name)
-    if storage.exists(name):
-        table = _read_table(storage.read(name))
-        if table is not None and _is_of(index_metadata(table), storage.size(tar_name)):
-            return table
-    table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
-    storage.replace(name, _write_table(table))
+    table = stored_index(storage, tar_name)
+    if table is None or not _is_of(index_metadata(table), storage.size(tar_name)):
+        table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
+        if keep:
+            storage.replace(index_name(tar_name), _write_table(table))
     return table
+
+
+def stored_index(storage: Storage, tar_name: str) -> pa.Table | None:
+    """The index that lies beside a tar, whatever tar it is of; None where there is none, or a damaged one."""
+    try:
+        return _read_table(storage.read(index_name(tar_name)))
+    except FileNotFoundError:
+        return None
 
 
 def index_metadata(table: pa.Table) -> dict[str, str]:
@@ -92,30 +99,37 @@ def build_index(tar: bytes, url: str) -> pa.Table:
     )
 
 
+def tar_members(tar: bytes) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and length of every file in the bytes of a tar. Raises TarError or EOFError if it is not whole."""
+    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+        for member in archive:
+            if member.offset_data + member.size > len(tar):
+                raise EOFError(f"{member.name} claims {member.size} bytes, and the tar ends before")
+            if member.isfile():
+                yield member.name, member.offset_data, member.size
+        # tarfile stops without a word at a damaged header and where a file ends between two members.
+        if tar[archive.offset : archive.offset + tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
+            raise EOFError(f"no member and no end mark at byte {archive.offset}")
+
+
+def key_and_extension(name: str) -> tuple[str, str]:
+    """What WebDataset takes a member's name for: `a/b.seg.png` is the extension `seg.png` of the sample `a/b`."""
+    path = PurePosixPath(name)
+    stem, _, extension = path.name.partition(".")
+    return (str(path.with_name(stem)) if stem else name), extension.lower()
+
+
 def _samples(tar: bytes) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     """Group a tar's members as WebDataset does: neighbours that agree up to the first dot of their last name.
 
     Yields each sample's key and, by extension, the offset and length of its members.
     """
-    last_key: str | None = None
-    members: dict[str, tuple[int, int]] = {}
-    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
-        for member in archive:
-            if not member.isfile():
-                continue
-            path = PurePosixPath(member.name)
-            stem, _, extension = path.name.partition(".")
-            key = str(path.with_name(stem)) if stem else member.name
-            if key != last_key:
-                if last_key is not None:
-                    yield last_key, members
-                last_key, members = key, {}
-            members[extension.lower()] = (member.offset_data, member.size)
-        # tarfile stops without a word at a damaged header and where a file ends between two members.
-        if tar[archive.offset : archive.offset + tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
-            raise EOFError(f"no member and no end mark at byte {archive.offset}")
-    if last_key is not None:
-        yield last_key, members
+    by_key = groupby(
+        ((*key_and_extension(name), offset, length) for name, offset, length in tar_members(tar)),
+        key=lambda member: member[0],
+    )
+    for key, members in by_key:
+        yield key, {extension: (offset, length) for _, extension, offset, length in members}
 
 
 def _locate(key: str, members: dict[str, tuple[int, int]], image_ext: str) -> dict[str, Any]:

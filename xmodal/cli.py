@@ -1,5 +1,6 @@
 """The command `xmodal`: one subcommand a verb, each a thin call."""
 
+import argparse
 import atexit
 import contextlib
 import logging
@@ -120,6 +121,63 @@ def demo(arguments: list[str]) -> None:
     print(summary)
 
 
+def shards(arguments: list[str]) -> int:
+    """Any WebDataset: list its shards, check them, index them (`xmodal shards ls|verify|index URL`)."""
+    from shards.inspection import find_shards, measure_shards, verify_shards
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_SHARDS_USAGE)
+        return 0
+    action, *rest = arguments
+    if action not in ("ls", "verify", "index"):
+        raise UserError(f"command line: {action}: no such action", "choose one of ls, verify, index")
+    url, num_workers = _url_and_workers(rest)
+    found = find_shards(url)
+    if action == "verify":
+        num_broken = 0
+        for report in verify_shards(found, num_workers):
+            print(f"{report.name}  {report.samples:>8} samples  {report.bytes:>13} bytes", flush=True)
+            for problem in report.problems:
+                print(f"  {problem}")
+            num_broken += bool(report.problems)
+        print(f"{len(found.names)} shards, {num_broken} with problems")
+        return 1 if num_broken else 0
+    samples = size = 0
+    for shard in measure_shards(found, num_workers, keep_indexes=action == "index"):
+        print(f"{shard.name}  {shard.samples:>8} samples  {shard.bytes:>13} bytes", flush=True)
+        samples, size = samples + shard.samples, size + shard.bytes
+    print(f"{len(found.names)} shards, {samples} samples, {size} bytes")
+    return 0
+
+
+_SHARDS_USAGE = """\
+usage: xmodal shards ls|verify|index URL [--num_workers N]
+
+  ls      samples and bytes of each shard
+  verify  read every member once and say what is broken; exit code 1 if anything is
+  index   write the indexes that are missing, so that the shards can be streamed
+
+URL is a folder, an s3:// prefix, or a pattern of tars: 's3://bucket/data/{000000..000099}.tar'.
+--num_workers N: so many shards at a time; by default one a core."""
+
+
+def _url_and_workers(arguments: list[str]) -> tuple[str, int]:
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("url", nargs="?")
+    parser.add_argument("--num_workers", type=int, default=0)
+    try:
+        parsed, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"command line: {error}", "see `xmodal shards --help`") from error
+    if unknown:
+        raise UserError(f"command line: {unknown[0]}: no such setting", "see `xmodal shards --help`")
+    if parsed.url is None:
+        raise UserError("command line: no URL of shards", "see `xmodal shards --help`")
+    if parsed.num_workers < 0:
+        raise UserError(f"command line: num_workers: {parsed.num_workers} must be at least 0", "give --num_workers 4")
+    return parsed.url, parsed.num_workers
+
+
 def doctor(arguments: list[str]) -> int:
     """Say what of torch, CUDA, DeepSpeed, Ray, S3 and SLURM is there and what is missing."""
     from xmodal.doctor import examine
@@ -138,7 +196,7 @@ def doctor(arguments: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
-    for verb in (label, curate, train, evaluate, report, demo, doctor)
+    for verb in (label, curate, train, evaluate, report, demo, shards, doctor)
 }
 
 

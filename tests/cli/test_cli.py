@@ -10,9 +10,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import made_pictures
 import pytest
 
 import xmodal as package
+from shards.storage import LocalStorage
+from shards.writer import Sample, write_shard
 from xmodal import cli
 from xmodal.curation.curate import CurateConfig
 from xmodal.demo.demo import DemoConfig
@@ -65,7 +68,7 @@ def leaves(config_class: Any, prefix: str = "") -> list[str]:
 def test_help_lists_all_verbs(arguments, capsys):
     assert cli.main(arguments) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == [*CONFIGS, "doctor"] == list(cli.VERBS)
+    assert listed == [*CONFIGS, "shards", "doctor"] == list(cli.VERBS)
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -116,6 +119,45 @@ def test_the_doctors_help_says_what_it_looks_for(capsys):
 
 def test_the_doctor_takes_no_settings(capsys):
     assert_two_lines(cli.main(["doctor", "--fast"]), capsys.readouterr().err, "--fast: no such setting")
+
+
+def test_shards_are_listed_verified_and_indexed_from_the_command_line(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for number in range(3):
+        content = made_pictures.jpeg(seed=number) if number else made_pictures.GARBAGE
+        write_shard(storage, f"{number}", [Sample(key="k", image=content, image_extension="jpg", fields={})])
+    listed = xmodal("shards", "ls", str(tmp_path))
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.splitlines()[-1].startswith("3 shards, 3 samples, ")
+    assert not list(tmp_path.glob("*.parquet"))
+    verified = xmodal("shards", "verify", str(tmp_path), "--num_workers", "1")
+    assert verified.returncode == 1
+    assert "  0.tar: k: .jpg cannot be decoded" in verified.stdout
+    assert verified.stdout.splitlines()[-1] == "3 shards, 1 with problems"
+    assert xmodal("shards", "verify", f"{tmp_path}/{{1..2}}.tar").returncode == 0
+    assert xmodal("shards", "index", str(tmp_path)).returncode == 0
+    assert len(list(tmp_path.glob("*.parquet"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("look", "x"), "look: no such action"),
+        (("ls",), "no URL of shards"),
+        (("ls", "/nonexistent"), "/nonexistent: no such folder"),
+        (("ls", "tests"), "no .tar lies there"),
+        (("ls", "tests/{1..3.tar"), "tests/{1..3.tar: Unbalanced braces"),
+        (("ls", "x", "--num_workers", "many"), "--num_workers"),
+        (("ls", "x", "--num_workers", "-1"), "num_workers: -1 must be at least 0"),
+        (("verify", "x", "--quick"), "--quick: no such setting"),
+    ],
+)
+def test_a_mistake_in_asking_for_shards_is_told_in_two_lines(arguments, complaint):
+    done = xmodal("shards", *arguments)
+    assert done.returncode == 2, done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert complaint in lines[0]
 
 
 def test_an_unknown_verb_is_told_in_two_lines():

@@ -1,0 +1,122 @@
+"""Broken tars of every kind are reported with shard and key; whole ones, foreign ones too, are not."""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import made_pictures as made
+import pytest
+import webdataset as wds
+
+from shards.index import read_index
+from shards.inspection import find_shards, measure_shards, verify_shards
+from shards.storage import LocalStorage
+from shards.verify import ShardReport, verify_shard
+
+JPEG = made.jpeg()
+
+
+def tar(*members: tuple[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def verified(folder: Path, content: bytes, sha256: str | None = None) -> ShardReport:
+    (folder / "a.tar").write_bytes(content)
+    return verify_shard(LocalStorage(folder), "a.tar", sha256)
+
+
+def test_a_whole_shard_has_no_problems(tmp_path):
+    content = tar(("x.jpg", JPEG), ("x.json", b"{}"), ("x.txt", "é".encode()), ("y.png", made.png()))
+    report = verified(tmp_path, content, hashlib.sha256(content).hexdigest())
+    assert report == ShardReport(name="a.tar", bytes=len(content), samples=2, problems=[])
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([("x.jpg", made.GARBAGE)], ("x", ".jpg cannot be decoded")),
+        ([("x.jpg", JPEG[:200])], ("x", ".jpg cannot be decoded")),
+        ([("x.jpg", b"")], ("x", ".jpg cannot be decoded")),
+        ([("x.jpg", JPEG), ("x.json", b"{")], ("x", ".json is not JSON")),
+        ([("x.jpg", JPEG), ("x.json", b"[1]")], ("x", ".json holds no object")),
+        ([("x.jpg", JPEG), ("x.txt", b"\xff")], ("x", ".txt is not UTF-8")),
+        ([("x.json", b"{}"), ("x.cls", b"1")], ("x", "has no picture, only .cls, .json")),
+        ([("x.jpg", JPEG), ("x.jpg", JPEG)], ("x", "has two members .jpg")),
+        ([("x.jpg", JPEG), ("y.jpg", JPEG), ("x.json", b"{}")], ("x", "stands in several places")),
+        ([("../x.jpg", JPEG)], ("../x", "would be unpacked outside")),
+        ([("/etc/x.jpg", JPEG)], ("/etc/x", "would be unpacked outside")),
+        ([("a/../../x.jpg", JPEG)], ("a/../../x", "would be unpacked outside")),
+    ],
+    ids=str,
+)
+def test_what_is_broken_is_told_with_its_key_and_its_neighbours_are_read(tmp_path, members, told):
+    report = verified(tmp_path, tar(("before.jpg", JPEG), *members, ("zafter.jpg", JPEG)))
+    key, what = told
+    assert [problem.key for problem in report.problems if what in problem.what] == [key]
+    assert {problem.key for problem in report.problems} == {key}
+    assert str(report.problems[0]).startswith(f"a.tar: {key}: ")
+    assert report.samples == 2 + any(name.startswith("y.") for name, _ in members)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tar(("before.jpg", JPEG), ("x.jpg", JPEG))[: -10240 - 600],
+        tar(("before.jpg", JPEG), ("x.jpg", JPEG))[:2000],
+        tar(("before.jpg", JPEG))[: 512 + len(JPEG) // 512 * 512 + 512] + made.GARBAGE,
+        b"",
+        made.GARBAGE,
+    ],
+    ids=["no end", "cut", "garbage behind", "empty", "garbage"],
+)
+def test_a_tar_that_is_not_whole_is_told_so(tmp_path, content):
+    report = verified(tmp_path, content)
+    assert [problem.key for problem in report.problems if "not a whole tar" in problem.what] == [None]
+
+
+def test_a_member_that_claims_ten_gigabytes_takes_none(tmp_path):
+    whole = tar(("before.jpg", JPEG))
+    end = 512 + -(-len(JPEG) // 512) * 512
+    member = tarfile.TarInfo("huge.jpg")
+    member.size = 10 << 30
+    report = verified(tmp_path, whole[:end] + member.tobuf(tarfile.GNU_FORMAT) + bytes(2000))
+    assert report.samples == 1
+    assert [problem.what[:19] for problem in report.problems] == ["not a whole tar fil"]
+
+
+def test_another_sha256_and_the_index_of_another_tar_are_told(tmp_path):
+    verified(tmp_path, tar(("x.jpg", JPEG)))
+    read_index(LocalStorage(tmp_path), "a.tar")
+    report = verified(tmp_path, tar(("y.jpg", JPEG)), sha256="0" * 64)
+    assert [problem.what.partition(" ")[0] for problem in report.problems] == ["its", "a.parquet"]
+
+
+def test_what_webdataset_writes_is_whole_and_can_be_indexed(tmp_path):
+    with wds.ShardWriter(str(tmp_path / "%06d.tar"), maxcount=4, verbose=0) as writer:
+        for number in range(10):
+            writer.write({"__key__": f"folder/{number:04d}", "jpg": made.jpeg(seed=number), "json": {"n": number}})
+    shards = find_shards(str(tmp_path))
+    assert [(report.samples, report.problems) for report in verify_shards(shards, 2)] == [(4, []), (4, []), (2, [])]
+    assert not list(tmp_path.glob("*.parquet"))
+    assert [shard.samples for shard in measure_shards(shards, 1, keep_indexes=False)] == [4, 4, 2]
+    assert not list(tmp_path.glob("*.parquet"))
+    assert [shard.samples for shard in measure_shards(shards, 2, keep_indexes=True)] == [4, 4, 2]
+    assert len(list(tmp_path.glob("*.parquet"))) == 3
+
+
+def test_a_pattern_means_the_tars_it_names(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number:02d}.tar").write_bytes(tar((f"{number}.jpg", JPEG)))
+    shards = find_shards(f"{tmp_path}/{{01..03}}.tar")
+    assert shards.names == ["01.tar", "02.tar", "03.tar"]
+    (tmp_path / "02.tar").unlink()
+    reports = list(verify_shards(shards, 1))
+    assert [problem.what for report in reports for problem in report.problems] == ["no such shard"]
