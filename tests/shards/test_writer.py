@@ -414,3 +414,24 @@ def test_failures_stay_where_another_run_publishes_them_first(tmp_path: Path, ma
     assert write_shard(storage, "000001", make_samples(2), [{"reason": "timeout"}]).won
     assert failures(storage, "000001") == [{"reason": "timeout"}]
     assert leftovers(storage) == []
+
+
+@pytest.mark.parametrize("length", [1, 60, 96, 97, 150, 230])
+def test_the_tar_is_what_tarfile_writes(storage: LocalStorage, length: int) -> None:
+    """Names of more than 100 characters need extended headers."""
+    contents = [os.urandom(size) for size in (1, 511, 512, 513, 70_000)]
+    samples = [
+        Sample(key=f"{number}{'k' * (length - 1)}", image=content, image_extension="png", fields={}, text="é")
+        for number, content in enumerate(contents)
+    ]
+    write_shard(storage, "a", samples)
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in members(storage.read("a.tar")):
+            member = tarfile.TarInfo(name)
+            member.size, member.uname, member.gname = len(content), "root", "root"
+            archive.addfile(member, io.BytesIO(content))
+    assert [name for name, _ in members(storage.read("a.tar"))][:3] == [
+        f"{samples[0].key}.{extension}" for extension in ("png", "json", "txt")
+    ]
+    assert storage.read("a.tar") == expected.getvalue()
