@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from shards.errors import UserError
 from shards.storage import Storage
-from shards.writer import IMAGE_EXTENSIONS
 
 INDEX_VERSION = "1"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""Of a sample's members the first with one of these is its picture."""
 _LOCATION_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -53,7 +54,7 @@ def read_index(storage: Storage, tar_name: str, *, keep: bool = True) -> pa.Tabl
     if table is None or not _is_of(index_metadata(table), storage.size(tar_name)):
         table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
         if keep:
-            storage.replace(index_name(tar_name), _write_table(table))
+            write_index(storage, tar_name, table)
     return table
 
 
@@ -76,27 +77,38 @@ def _is_of(metadata: dict[str, str], tar_bytes: int) -> bool:
 
 def build_index(tar: bytes, url: str) -> pa.Table:
     """Index the bytes of a tar; `url` names it in errors. Raises UserError if it is no tar or is cut off."""
-    locations: list[dict[str, Any]] = []
-    fields: list[dict[str, Any]] = []
+    rows = IndexRows()
     try:
         for key, members in _samples(tar):
-            image_ext = next((ext for ext in IMAGE_EXTENSIONS if ext in members), None)
-            if image_ext is None:
-                continue
-            locations.append(_locate(key, members, image_ext))
-            fields.append(_read_fields(tar, members.get("json")))
+            place = members.get("json")
+            rows.add(key, members, tar[place[0] : place[0] + place[1]] if place else None)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{url}: not a whole tar file: {error}", "fetch or write this shard again") from error
-    table = pa.Table.from_pylist(locations, schema=_LOCATION_SCHEMA)
-    for name in sorted({name for sample in fields for name in sample} - set(_LOCATION_SCHEMA.names)):
-        table = table.append_column(name, _to_column([sample.get(name) for sample in fields]))
-    return table.replace_schema_metadata(
-        {
-            "index_version": INDEX_VERSION,
-            "tar_bytes": str(len(tar)),
-            "tar_sha256": hashlib.sha256(tar).hexdigest(),
-        }
-    )
+    return rows.table(tar_bytes=len(tar), tar_sha256=hashlib.sha256(tar).hexdigest())
+
+
+class IndexRows:
+    """The rows of an index, sample after sample in the order of the tar: of one that is read, or being written."""
+
+    def __init__(self) -> None:
+        self._locations: list[dict[str, Any]] = []
+        self._fields: list[dict[str, Any]] = []
+
+    def add(self, key: str, members: Mapping[str, tuple[int, int]], json_member: bytes | None) -> None:
+        """Add a sample: by extension, offset and length of its members. One without a picture has no row."""
+        image_ext = next((ext for ext in IMAGE_EXTENSIONS if ext in members), None)
+        if image_ext is not None:
+            self._locations.append(_locate(key, members, image_ext))
+            self._fields.append(_parse_fields(json_member))
+
+    def table(self, *, tar_bytes: int, tar_sha256: str) -> pa.Table:
+        """The index, as `read_index` gives it."""
+        table = pa.Table.from_pylist(self._locations, schema=_LOCATION_SCHEMA)
+        for name in sorted({name for sample in self._fields for name in sample} - set(_LOCATION_SCHEMA.names)):
+            table = table.append_column(name, _to_column([sample.get(name) for sample in self._fields]))
+        return table.replace_schema_metadata(
+            {"index_version": INDEX_VERSION, "tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
+        )
 
 
 def tar_members(tar: bytes) -> Iterator[tuple[str, int, int]]:
@@ -132,19 +144,18 @@ def _samples(tar: bytes) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
         yield key, {extension: (offset, length) for _, extension, offset, length in members}
 
 
-def _locate(key: str, members: dict[str, tuple[int, int]], image_ext: str) -> dict[str, Any]:
+def _locate(key: str, members: Mapping[str, tuple[int, int]], image_ext: str) -> dict[str, Any]:
     location: dict[str, Any] = {"key": key, "image_ext": image_ext}
     for column, extension in (("image", image_ext), ("json", "json"), ("txt", "txt")):
         location[f"{column}_offset"], location[f"{column}_length"] = members.get(extension, (None, None))
     return location
 
 
-def _read_fields(tar: bytes, place: tuple[int, int] | None) -> dict[str, Any]:
-    if place is None:
+def _parse_fields(json_member: bytes | None) -> dict[str, Any]:
+    if json_member is None:
         return {}
-    offset, length = place
     try:
-        fields = json.loads(tar[offset : offset + length])
+        fields = json.loads(json_member)
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
@@ -166,6 +177,11 @@ def _has_empty_struct(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return not kind.num_fields or any(_has_empty_struct(field.type) for field in kind)
     return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
+
+
+def write_index(storage: Storage, tar_name: str, table: pa.Table) -> None:
+    """Keep an index beside its tar."""
+    storage.replace(index_name(tar_name), _write_table(table))
 
 
 def _write_table(table: pa.Table) -> bytes:

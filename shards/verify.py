@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from shards.decode import UndecodableImageError, decode_rgb
-from shards.index import INDEX_VERSION, index_metadata, index_name, key_and_extension, stored_index, tar_members
+from shards.index import (
+    IMAGE_EXTENSIONS,
+    INDEX_VERSION,
+    index_metadata,
+    index_name,
+    key_and_extension,
+    stored_index,
+    tar_members,
+)
 from shards.storage import Storage
-from shards.writer import IMAGE_EXTENSIONS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ it is staged under the tar's sha256 before the tar becomes visible, and gets its
 """
 
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -13,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from shards.index import IMAGE_EXTENSIONS, IndexRows, write_index
 from shards.storage import TEMPORARY_PREFIX, Storage, told_to_user
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9_%-]{1,230}")
 
 
@@ -28,7 +27,7 @@ class Sample:
     image: bytes
     """The encoded picture."""
     image_extension: str
-    """One of IMAGE_EXTENSIONS; says how `image` is encoded."""
+    """One of `index.IMAGE_EXTENSIONS`; says how `image` is encoded."""
     fields: Mapping[str, Any]
     """What goes into `<key>.json`."""
     text: str | None = None
@@ -49,19 +48,43 @@ class CommittedShard:
     """False if another writer had committed this shard before; then that one stands and ours is gone."""
 
 
-class _HashingFile(io.RawIOBase):
-    """Passes writes on to a file and keeps their sha256, so that a shard is not read again to know it."""
+class _Tar:
+    """Writes members as `tarfile` does, byte for byte; its own stream copies a megabyte for each of them.
+
+    The sha256 is kept while writing, so that a shard is not read again to know it.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.keys: set[str] = set()
 
-    def writable(self) -> bool:
-        return True
+    def add(self, name: str, content: bytes) -> tuple[int, int]:
+        """Write a member; returns offset and length of its content."""
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        member.mtime = 0
+        member.mode = 0o644
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        # A short name needs none of the extended headers, and is the same in both formats.
+        short = len(name) <= tarfile.LENGTH_NAME and name.isascii() and len(content) < 8**11
+        self._write(member.tobuf(tarfile.USTAR_FORMAT if short else tarfile.PAX_FORMAT))
+        offset = self.size
+        self._write(content)
+        self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
+        return offset, len(content)
 
-    def write(self, content: Any) -> int:
+    def end(self) -> None:
+        """Write the end mark, and fill up the last record."""
+        end = self.size + 2 * tarfile.BLOCKSIZE
+        self._write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
+
+    def _write(self, content: bytes) -> None:
         self.sha256.update(content)
-        return self._file.write(content)
+        self._file.write(content)
+        self.size += len(content)
 
 
 def to_json_bytes(value: Any) -> bytes:
@@ -84,18 +107,24 @@ def write_shard(
     temporary = storage.new_temporary(f"{name}.tar")
     try:
         with told_to_user(temporary.parent), open(temporary, "wb", buffering=1 << 20) as file:
-            hashing = _HashingFile(file)
-            num_samples = _write_tar(hashing, samples)
-        sha256 = hashing.sha256.hexdigest()
+            tar = _Tar(file)
+            rows = IndexRows()
+            for sample in samples:
+                _write_sample(tar, sample, rows)
+            tar.end()
+        sha256 = tar.sha256.hexdigest()
         staged = _staged_failures_name(name, sha256)
         _delete_companions_of_removed_tar(storage, name)
         storage.replace(staged, _to_json_lines(failures or ()))
         won = storage.commit(temporary, f"{name}.tar")
     finally:
         storage.discard(temporary)
+    if won:
+        # Not needed: `read_index` would make the same one. But it would read the whole tar for it.
+        write_index(storage, f"{name}.tar", rows.table(tar_bytes=tar.size, tar_sha256=sha256))
     recover_failures(storage, name, sha256 if won else None)
     storage.delete(staged)
-    return CommittedShard(name=name, num_samples=num_samples, won=won)
+    return CommittedShard(name=name, num_samples=len(tar.keys), won=won)
 
 
 def _delete_companions_of_removed_tar(storage: Storage, name: str) -> None:
@@ -142,32 +171,14 @@ def _to_json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
     return b"".join(to_json_bytes(record) + b"\n" for record in records)
 
 
-def _write_tar(file: io.RawIOBase, samples: Iterable[Sample]) -> int:
-    """Members as `tarfile` writes them, byte for byte; its own stream copies a megabyte for each of them."""
-    num_samples = size = 0
-    for sample in samples:
-        size += _write_member(file, f"{sample.key}.{sample.image_extension}", sample.image)
-        size += _write_member(file, f"{sample.key}.json", to_json_bytes(sample.fields))
-        if sample.text is not None:
-            size += _write_member(file, f"{sample.key}.txt", sample.text.encode(errors="replace"))
-        num_samples += 1
-    end = size + 2 * tarfile.BLOCKSIZE
-    file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
-    return num_samples
-
-
-def _write_member(file: io.RawIOBase, name: str, content: bytes) -> int:
-    """Returns how many bytes header, content and padding take."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    member.mtime = 0
-    member.mode = 0o644
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    # A short name needs none of the extended headers, and is the same in both formats.
-    short = len(name) <= tarfile.LENGTH_NAME and name.isascii() and len(content) < 8**11
-    header = member.tobuf(tarfile.USTAR_FORMAT if short else tarfile.PAX_FORMAT)
-    padding = bytes(-len(content) % tarfile.BLOCKSIZE)
-    for part in (header, content, padding):
-        file.write(part)
-    return len(header) + len(content) + len(padding)
+def _write_sample(tar: _Tar, sample: Sample, rows: IndexRows) -> None:
+    assert sample.key not in tar.keys, f"two samples of one key would be read as one: {sample.key}"
+    tar.keys.add(sample.key)
+    json_member = to_json_bytes(sample.fields)
+    members = {
+        sample.image_extension: tar.add(f"{sample.key}.{sample.image_extension}", sample.image),
+        "json": tar.add(f"{sample.key}.json", json_member),
+    }
+    if sample.text is not None:
+        members["txt"] = tar.add(f"{sample.key}.txt", sample.text.encode(errors="replace"))
+    rows.add(sample.key, members, json_member)

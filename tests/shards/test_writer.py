@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from made_pictures import jpeg
 
+from shards.index import build_index, index_metadata, read_index
 from shards.storage import TEMPORARY_PREFIX, LocalStorage
 from shards.writer import Sample, recover_failures, to_json_bytes, write_shard
 
@@ -141,7 +142,7 @@ def test_the_writer_that_comes_second_leaves_nothing_behind(
 ) -> None:
     write_shard(storage, "a", make_samples(2), FAILURES)
     write_shard(storage, "a", make_samples(2, first=first), [{"post_id": "other", "reason": "refused"}])
-    assert sorted(os.listdir(storage.folder)) == ["a.failures.jsonl", "a.tar"]
+    assert sorted(os.listdir(storage.folder)) == ["a.failures.jsonl", "a.parquet", "a.tar"]
 
 
 def test_samples_that_raise_leave_nothing_visible(storage: LocalStorage, make_samples: MakeSamples) -> None:
@@ -216,7 +217,7 @@ def test_recovering_where_nothing_was_staged_changes_nothing(storage: LocalStora
     write_shard(storage, "a", make_samples(1))
     storage.delete("a.failures.jsonl")
     recover_failures(storage, "a")
-    assert os.listdir(storage.folder) == ["a.tar"]
+    assert sorted(os.listdir(storage.folder)) == ["a.parquet", "a.tar"]
 
 
 # The process that writes, and dies where it is told to. It kills itself as the kernel would: no handler, no `finally`.
@@ -291,7 +292,7 @@ def test_a_writer_killed_before_the_commit_leaves_nothing_visible_and_the_next_o
     assert members(storage.read("000001.tar"))[0] == ("post0000-0.jpg", samples[0].image)
     assert failures(storage, "000001") == [{"attempt": "the next"}]
     storage.discard_leftovers(0)
-    assert sorted(os.listdir(storage.folder)) == ["000001.failures.jsonl", "000001.tar"]
+    assert sorted(os.listdir(storage.folder)) == ["000001.failures.jsonl", "000001.parquet", "000001.tar"]
 
 
 @pytest.mark.parametrize("next_step", ["recover", "write"])
@@ -309,7 +310,9 @@ def test_a_writer_killed_after_the_commit_leaves_a_whole_shard_and_the_next_step
     assert storage.read("000001.tar") == content
     assert failures(storage, "000001") == [{"attempt": "the dead one"}]
     storage.discard_leftovers(0)
-    assert sorted(os.listdir(storage.folder)) == ["000001.failures.jsonl", "000001.tar"]
+    # The index is made by whoever needs it, where its writer died before.
+    assert read_index(storage, "000001.tar").num_rows == 30
+    assert sorted(os.listdir(storage.folder)) == ["000001.failures.jsonl", "000001.parquet", "000001.tar"]
 
 
 WRITE_MANY = """
@@ -389,8 +392,6 @@ def test_a_shard_may_be_read_by_others_than_its_writer(storage: LocalStorage, ma
 
 
 def test_a_shard_made_again_after_it_was_removed_has_its_own_index_and_failures(tmp_path):
-    from shards.index import read_index
-
     storage = LocalStorage(tmp_path)
     for number in (1, 2):
         sample = Sample(key="a-0", image=b"x", image_extension="jpg", fields={"number": number})
@@ -435,3 +436,12 @@ def test_the_tar_is_what_tarfile_writes(storage: LocalStorage, length: int) -> N
         f"{samples[0].key}.{extension}" for extension in ("png", "json", "txt")
     ]
     assert storage.read("a.tar") == expected.getvalue()
+
+
+def test_the_index_of_a_writer_is_the_one_that_its_tar_gives(storage: LocalStorage, make_samples: MakeSamples) -> None:
+    odd = Sample(key="k" * 150, image=b"", image_extension="webp", fields={"label": "text", "more": [1, "a"]}, text="")
+    write_shard(storage, "a", [*make_samples(3, text=True), *make_samples(2, first=3), odd])
+    written = read_index(storage, "a.tar")
+    made = build_index(storage.read("a.tar"), "a.tar")
+    assert written.equals(made)
+    assert index_metadata(written) == index_metadata(made)
