@@ -60,12 +60,12 @@ def launch(launcher: str, arguments: Sequence[str]) -> subprocess.CompletedProce
     return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
-def start(launcher: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+def start(launcher: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
     """Start in a process group of its own, so that it can be ended with all its children."""
     return subprocess.Popen(
         command(launcher, arguments),
         cwd=ROOT,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -126,6 +126,7 @@ def test_shards_are_listed_verified_and_indexed_from_the_command_line(tmp_path):
     for number in range(3):
         content = made_pictures.jpeg(seed=number) if number else made_pictures.GARBAGE
         write_shard(storage, f"{number}", [Sample(key="k", image=content, image_extension="jpg", fields={})])
+        storage.delete(f"{number}.parquet")  # as in a dataset of somebody else's
     listed = xmodal("shards", "ls", str(tmp_path))
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.splitlines()[-1].startswith("3 shards, 3 samples, ")

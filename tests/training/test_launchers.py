@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from launchers import TINY_MODEL_ARGS, launch, losses, settings, start, steps
+from launchers import TINY_MODEL_ARGS, free_port, launch, losses, settings, start, steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_view import make_view
 
@@ -170,9 +170,32 @@ def test_what_one_rank_says_is_not_buried_by_the_others(tmp_path, launcher):
     done = launch(launcher, settings(view, tmp_path / "run"))
     assert done.returncode != 0
     assert f"{victim}: this shard of the view is not there" in done.stdout
-    assert "another rank has ended" in done.stdout
     assert "gloo/transport" not in done.stdout
     assert "xmodal/training/train.py" not in done.stdout
+
+
+def test_a_rank_whose_peer_is_killed_ends_and_says_so_in_two_lines(small_view, tmp_path):
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # By hand, not by a launcher, which may end the other rank before it can speak.
+    first, second = (
+        start("python", settings(small_view, tmp_path, "--epochs=500"), RANK=str(rank), LOCAL_RANK=str(rank), **job)
+        for rank in range(2)
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(steps(tmp_path)) < 3:
+            assert first.poll() is None, first.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second.kill()
+        output, _ = first.communicate(timeout=120)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert first.returncode == 2, output
+    assert "xmodal: rank 0: another rank has ended" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
