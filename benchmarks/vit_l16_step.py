@@ -26,7 +26,7 @@ from PIL import Image
 from shards.dataset import finish
 from shards.index import read_index
 from shards.storage import LocalStorage
-from shards.view import write_view
+from shards.view import SHARD_SCHEMA, shard_entry, write_view
 from shards.writer import Sample, write_shard
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,13 +70,14 @@ def make_view(folder: Path) -> Path:
     columns = {
         "dataset": pa.array([0] * NUM_SAMPLES, pa.int32()),
         "shard": pa.array(["000000.tar"] * NUM_SAMPLES),
-        **{name: index[name] for name in ("key", "image_ext", "image_offset", "image_length")},
+        **{name: index[name] for name in ("key", "image_ext", "image_offset", "image_length", "image_crc32")},
         "split": pa.array(["train"] * NUM_SAMPLES),
         "target": index["soft_label"],
     }
     write_view(
         str(folder / "view"),
         pa.table(columns),
+        pa.Table.from_pylist([shard_entry(0, "000000.tar", index)], schema=SHARD_SCHEMA),
         datasets=[str(folder / "dataset")],
         description={"counts": {"splits": {"train": NUM_SAMPLES, "val": 0, "test": 0}}},
     )

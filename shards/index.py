@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -19,7 +20,8 @@ import pyarrow.parquet as pq
 from shards.errors import UserError
 from shards.storage import Storage
 
-INDEX_VERSION = "1"
+Buffer = bytes | memoryview
+INDEX_VERSION = "2"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """Of a sample's members the first with one of these is its picture."""
 _LOCATION_SCHEMA = pa.schema(
@@ -28,6 +30,7 @@ _LOCATION_SCHEMA = pa.schema(
         ("image_ext", pa.string()),
         ("image_offset", pa.int64()),
         ("image_length", pa.int64()),
+        ("image_crc32", pa.uint32()),
         ("json_offset", pa.int64()),
         ("json_length", pa.int64()),
         ("txt_offset", pa.int64()),
@@ -47,8 +50,9 @@ def read_index(storage: Storage, tar_name: str, *, keep: bool = True) -> pa.Tabl
     One of another size of tar or another version is made anew too. What is committed never changes, so no more is
     compared: that would mean to read the tar. One that had to be made is written beside the tar, if it is to be kept.
 
-    Columns: `key, image_ext, {image,json,txt}_{offset,length}` (bytes; null where there is no such member), then the
-    JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`. Raises UserError if the tar cannot be read.
+    Columns: `key, image_ext, {image,json,txt}_{offset,length}` (bytes; null where there is no such member),
+    `image_crc32` (zlib's, of the picture's bytes), then the JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`.
+    Raises UserError if the tar cannot be read.
     """
     table = stored_index(storage, tar_name)
     if table is None or not _is_of(index_metadata(table), storage.size(tar_name)):
@@ -79,9 +83,9 @@ def build_index(tar: bytes, url: str) -> pa.Table:
     """Index the bytes of a tar; `url` names it in errors. Raises UserError if it is no tar or is cut off."""
     rows = IndexRows()
     try:
+        view = memoryview(tar)  # its slices are no copies
         for key, members in _samples(tar):
-            place = members.get("json")
-            rows.add(key, members, tar[place[0] : place[0] + place[1]] if place else None)
+            rows.add(key, members, {ext: view[start : start + length] for ext, (start, length) in members.items()})
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{url}: not a whole tar file: {error}", "fetch or write this shard again") from error
     return rows.table(tar_bytes=len(tar), tar_sha256=hashlib.sha256(tar).hexdigest())
@@ -94,12 +98,16 @@ class IndexRows:
         self._locations: list[dict[str, Any]] = []
         self._fields: list[dict[str, Any]] = []
 
-    def add(self, key: str, members: Mapping[str, tuple[int, int]], json_member: bytes | None) -> None:
-        """Add a sample: by extension, offset and length of its members. One without a picture has no row."""
+    def add(self, key: str, members: Mapping[str, tuple[int, int]], contents: Mapping[str, Buffer]) -> None:
+        """Add a sample: by extension, offset and length of its members, and their bytes.
+
+        One without a picture has no row.
+        """
         image_ext = next((ext for ext in IMAGE_EXTENSIONS if ext in members), None)
         if image_ext is not None:
-            self._locations.append(_locate(key, members, image_ext))
-            self._fields.append(_parse_fields(json_member))
+            location = _locate(key, members, image_ext)
+            self._locations.append(location | {"image_crc32": zlib.crc32(contents[image_ext])})
+            self._fields.append(_parse_fields(contents.get("json")))
 
     def table(self, *, tar_bytes: int, tar_sha256: str) -> pa.Table:
         """The index, as `read_index` gives it."""
@@ -151,11 +159,11 @@ def _locate(key: str, members: Mapping[str, tuple[int, int]], image_ext: str) ->
     return location
 
 
-def _parse_fields(json_member: bytes | None) -> dict[str, Any]:
+def _parse_fields(json_member: Buffer | None) -> dict[str, Any]:
     if json_member is None:
         return {}
     try:
-        fields = json.loads(json_member)
+        fields = json.loads(bytes(json_member))
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -7,6 +7,7 @@ number of ranks that divides the lanes.
 """
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class EpochOrder:
         self.shard_sizes, self.num_lanes, self.shards_per_block = shard_sizes, num_lanes, shards_per_block
         self.seed, self.epoch = seed, epoch
         permutation = _generator(seed, epoch, _SHARDS_STREAM).permutation(len(shard_sizes))
+        self._shards = permutation
         # Position p of the epoch lies in the shard at place `searchsorted(ends, p, "right")` of the permutation.
         self._first_rows = np.concatenate([[0], np.cumsum(shard_sizes)[:-1]])[permutation]
         self._ends = np.cumsum(shard_sizes[permutation])
@@ -91,6 +93,19 @@ class EpochOrder:
             shuffled[chosen] = edges[block] + permutation[positions[chosen] - edges[block]]
         return self._row_at(shuffled + start)
 
+    def blocks_ahead(self, lane: int, position: int, count: int) -> tuple[list[list[int]], int]:
+        """The shards of the block at a lane's `position` and of those that follow it, `count` blocks in all if there
+        are so many; and the position at which the first of them ends.
+        """
+        start, stop = int(self._bounds[lane]), int(self._bounds[lane + 1])
+        edges = self._block_edges(start, stop)
+        first = int(np.searchsorted(edges, position, side="right")) - 1
+        blocks = []
+        for low, high in pairwise(edges[first : first + count + 1] + start):
+            places = np.searchsorted(self._ends, [low, high - 1], side="right")
+            blocks.append(self._shards[places[0] : places[1] + 1].tolist())
+        return blocks, int(edges[first + 1])
+
     def _row_at(self, positions: np.ndarray) -> np.ndarray:
         places = np.searchsorted(self._ends, positions, side="right")
         shard_starts = np.where(places > 0, self._ends[places - 1], 0)
@@ -102,6 +117,22 @@ class EpochOrder:
         inner = ends[np.searchsorted(ends, start, side="right") : np.searchsorted(ends, stop, side="left")]
         edges = inner[self.shards_per_block - 1 :: self.shards_per_block]
         return np.concatenate([[0], edges - start, [stop - start]]).astype(np.int64)
+
+
+class EpochOrders:
+    """The orders of a run's epochs. The last two that were asked for are kept: making one takes O(shards)."""
+
+    def __init__(self, shard_sizes: np.ndarray, seed: int, num_lanes: int, shards_per_block: int) -> None:
+        self._arguments = shard_sizes, seed, num_lanes, shards_per_block
+        self._made: dict[int, EpochOrder] = {}
+
+    def __call__(self, epoch: int) -> EpochOrder:
+        """The order of an epoch."""
+        if epoch not in self._made:
+            shard_sizes, seed, num_lanes, shards_per_block = self._arguments
+            kept = dict(list(self._made.items())[-1:])
+            self._made = kept | {epoch: EpochOrder(shard_sizes, seed, epoch, num_lanes, shards_per_block)}
+        return self._made[epoch]
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -33,7 +33,7 @@ from botocore.exceptions import (
 )
 
 from shards.errors import UserError
-from shards.storage import TEMPORARY_PREFIX
+from shards.storage import TEMPORARY_PREFIX, CorruptObjectError, ShortObjectError
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +46,17 @@ _REQUESTS = Config(
     retries={"mode": "standard", "total_max_attempts": 8},
     connect_timeout=10,
     read_timeout=30,
-    max_pool_connections=16,
+    max_pool_connections=32,
 )
 _BROKEN_BODY = (HTTPClientError, IncompleteReadError, ResponseStreamingError)
 _NO_ACCESS = (NoCredentialsError, PartialCredentialsError, NoRegionError)
 _SEE_ENVIRONMENT = "check AWS_ENDPOINT_URL, AWS_REGION and the credentials in the environment or ~/.aws"
 
 
-class CorruptObjectError(OSError):
-    """An object whose bytes are not those that were written."""
-
-
 class S3Storage:
     """A prefix of a bucket: `s3://BUCKET/PREFIX`. May be used by several threads, and after a fork."""
+
+    is_local = False
 
     def __init__(self, url: str) -> None:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
@@ -92,19 +90,37 @@ class S3Storage:
     def read(self, name: str) -> bytes:
         """Read a whole object. Raises FileNotFoundError if there is none, CorruptObjectError if it is damaged."""
         content = bytearray()
-        for chunk in self._whole(name):
+        for chunk in self.chunks(name):
             content += chunk
         return bytes(content)
 
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Read a whole object piece by piece; its sha256 is compared at the end with the one it was written with.
+
+        Raises FileNotFoundError if there is none, CorruptObjectError if it is damaged.
+        """
+        sha256 = hashlib.sha256()
+        written_with: str | None = None
+        try:
+            for chunk, metadata in self._parts(name, 0, None):
+                written_with = metadata.get("sha256")
+                if written_with:
+                    sha256.update(chunk)
+                yield chunk
+        except FlexibleChecksumError as error:
+            raise CorruptObjectError(f"{self.url}/{name}: its checksum is not that of its bytes: {error}") from error
+        if written_with and written_with != sha256.hexdigest():
+            raise CorruptObjectError(f"{self.url}/{name}: its sha256 is not the one it was written with")
+
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset`. Raises OSError if the object ends before."""
+        """Read `length` bytes from `offset`. Raises FileNotFoundError, ShortObjectError if the object ends before."""
         if not length:
             return b""
         content = bytearray()
-        for chunk, _ in self._chunks(name, offset, offset + length):
+        for chunk, _ in self._parts(name, offset, offset + length):
             content += chunk
         if len(content) < length:
-            raise OSError(f"{self.url}/{name}: ends before byte {offset + length}")
+            raise ShortObjectError(f"{self.url}/{name}: ends before byte {offset + length}")
         return bytes(content)
 
     def size(self, name: str) -> int:
@@ -212,21 +228,7 @@ class S3Storage:
                     if name:
                         yield name, entry["LastModified"]
 
-    def _whole(self, name: str) -> Iterator[bytes]:
-        """The chunks of a whole object, whose sha256 is compared at the end with the one it was written with."""
-        sha256 = hashlib.sha256()
-        written_with: str | None = None
-        try:
-            for chunk, metadata in self._chunks(name, 0, None):
-                sha256.update(chunk)
-                written_with = metadata.get("sha256")
-                yield chunk
-        except FlexibleChecksumError as error:
-            raise CorruptObjectError(f"{self.url}/{name}: its checksum is not that of its bytes: {error}") from error
-        if written_with and written_with != sha256.hexdigest():
-            raise CorruptObjectError(f"{self.url}/{name}: its sha256 is not the one it was written with")
-
-    def _chunks(self, name: str, start: int, stop: int | None) -> Iterator[tuple[bytes, dict[str, str]]]:
+    def _parts(self, name: str, start: int, stop: int | None) -> Iterator[tuple[bytes, dict[str, str]]]:
         """Bytes from `start` to `stop` (or the object's end), each piece with the object's own metadata.
 
         A body that breaks off is read on from where it broke. Raises FileNotFoundError, and OSError when it breaks off
@@ -268,7 +270,7 @@ class S3Storage:
             if status == 404:
                 raise FileNotFoundError(url) from error
             if status == 416:
-                raise OSError(f"{url}: ends before the bytes that were asked for") from error
+                raise ShortObjectError(f"{url}: ends before the bytes that were asked for") from error
             if status == 412 and error.operation_name == "PutObject":
                 raise FileExistsError(url) from error
             if status == 409 and error.operation_name == "PutObject":

@@ -15,6 +15,7 @@ from typing import Protocol
 from shards.errors import UserError
 
 TEMPORARY_PREFIX = ".tmp-"
+_CHUNK = 1 << 20
 LEFTOVER_AGE_SECONDS = 3600.0
 """A temporary file this old belongs to a writer that died: another run may be writing the younger ones."""
 
@@ -23,6 +24,22 @@ LEFTOVER_AGE_SECONDS = 3600.0
 _CANNOT_WRITE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ENOENT}
 )
+
+
+def pread(descriptor: int, offset: int, length: int, name: str) -> bytes:
+    """Read `length` bytes from `offset` of an open file; `name` names it in errors.
+
+    Raises ShortObjectError if the file ends before, without memory having been taken for what is not there.
+    """
+    if offset + length > os.fstat(descriptor).st_size:
+        raise ShortObjectError(f"{name}: ends before byte {offset + length}")
+    content = os.pread(descriptor, length, offset)
+    while len(content) < length:
+        more = os.pread(descriptor, length - len(content), offset + len(content))
+        if not more:
+            raise ShortObjectError(f"{name}: ends before byte {offset + length}")
+        content += more
+    return content
 
 
 @contextmanager
@@ -39,16 +56,29 @@ def told_to_user(folder: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+class ShortObjectError(OSError):
+    """An object that ends before the bytes that were asked for."""
+
+
+class CorruptObjectError(OSError):
+    """An object whose bytes are not those that were written."""
+
+
 class Storage(Protocol):
     """A flat folder of objects with names without slashes."""
 
     url: str
+    is_local: bool
+    """Whether reading costs no request over a network, so that a copy nearer by is of no use."""
 
     def read(self, name: str) -> bytes:
-        """Read a whole object. Raises FileNotFoundError if there is none."""
+        """Read a whole object. Raises FileNotFoundError if there is none, CorruptObjectError if it is damaged."""
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Read a whole object piece by piece, however large it is. Raises what `read` does, perhaps at the end only."""
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset`. Raises OSError if the object ends before."""
+        """Read `length` bytes from `offset`. Raises FileNotFoundError, ShortObjectError if the object ends before."""
 
     def size(self, name: str) -> int:
         """Size of an object in bytes. Raises FileNotFoundError if there is none."""
@@ -87,6 +117,8 @@ class Storage(Protocol):
 class LocalStorage:
     """A folder on a local or shared POSIX file system with hard links."""
 
+    is_local = True
+
     def __init__(self, folder: str | os.PathLike[str], *, create: bool = False) -> None:
         self.folder = Path(folder)
         self.url = str(folder)
@@ -103,16 +135,16 @@ class LocalStorage:
         """Read a whole object. Raises FileNotFoundError if there is none."""
         return (self.folder / name).read_bytes()
 
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset`. Raises OSError if the object ends before."""
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Read a whole object piece by piece. Raises FileNotFoundError if there is none."""
         with open(self.folder / name, "rb", buffering=0) as file:
-            content = os.pread(file.fileno(), length, offset)
-            while len(content) < length:
-                more = os.pread(file.fileno(), length - len(content), offset + len(content))
-                if not more:
-                    raise OSError(f"{self.folder / name}: ends before byte {offset + length}")
-                content += more
-        return content
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Read `length` bytes from `offset`. Raises FileNotFoundError, ShortObjectError if the object ends before."""
+        with open(self.folder / name, "rb", buffering=0) as file:
+            return pread(file.fileno(), offset, length, str(self.folder / name))
 
     def size(self, name: str) -> int:
         """Size of an object in bytes. Raises FileNotFoundError if there is none."""

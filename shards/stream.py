@@ -5,29 +5,32 @@ Both yield `Batch`es of uint8 pixels from a torch DataLoader. State is a few int
 """
 
 import logging
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from shards.augment import AugmentConfig, eval_pixels, train_pixels
+from shards.cache import ShardCache, default_cache_folder
 from shards.checks import require_range
-from shards.decode import AugmentConfig, UndecodableImageError, decode_rgb, eval_pixels, train_pixels
+from shards.decode import UndecodableImageError
 from shards.errors import UserError
-from shards.order import EpochOrder, lanes_of_rank, num_batches_of_epoch, sample_generator
-from shards.storage import Storage
-from shards.view import View, ViewSplit, target_array
+from shards.order import EpochOrder, EpochOrders, lanes_of_rank, num_batches_of_epoch, sample_generator
+from shards.reader import DamagedSampleError, SampleReader
+from shards.view import View
 
 log = logging.getLogger(__name__)
 
 MAX_REPLACEMENT_TRIES = 20
-MIN_REPLACED_OF_ERROR = 10
+MIN_DAMAGED_OF_ERROR = 10
+_BLOCKS_AHEAD = 2
+"""Of each lane, the one that is read and the next: their shards are fetched and kept."""
+_SHARDS_AHEAD = 2
+"""The same in evaluation, which goes from shard to shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +43,45 @@ class StreamConfig:
     """Shards whose samples a lane mixes. More mixes better and needs that many shards at hand at a time."""
     num_workers: int = 1
     """Processes per rank that read and decode; 0 does it in the training process."""
-    max_replaced_share: float = 0.01
-    """More undecodable pictures than this share of those read (replacements too) is an error, once they are over 10."""
+    cache_folder: str = ""
+    """For shards on s3, shared by all processes of a node: a folder on its own disk. Empty: one a user in the
+    system's temporary folder."""
+    max_cache_gib: float = 64.0
+    """Most that the cache may take. 0 for none: each picture is then a request of its own."""
+    max_damaged_share: float = 0.01
+    """More pictures that are damaged than this share of those read (replacements too) is an error, once they are over
+    10. 0: the first one is an error."""
     seed: int = 0
     """Decides the order and the augmentation of every epoch."""
 
     def __post_init__(self) -> None:
         require_range(self, "num_lanes", "shards_per_block", least=1)
-        require_range(self, "num_workers", "seed", least=0)
-        require_range(self, "max_replaced_share", least=0, most=1)
+        require_range(self, "num_workers", "seed", "max_cache_gib", least=0)
+        require_range(self, "max_damaged_share", least=0, most=1)
+
+
+class Damage(NamedTuple):
+    """A sample that gives no picture, and why."""
+
+    shard: str
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key}: {self.what}"
 
 
 class Batch(NamedTuple):
     """Some samples. `pixels` uint8 `(n, 3, size, size)`; `targets` float32 `(n, classes)`; `rows` int64 `(n,)`, the
-    samples' rows in the split; `mask` bool `(n,)`, False for padding and for what cannot be decoded; `replaced`,
-    keys of undecodable samples.
+    samples' rows in the split; `mask` bool `(n,)`, False for padding and for what is damaged; `damaged`, the samples
+    that were left out (evaluation) or replaced (training).
     """
 
     pixels: torch.Tensor
     targets: torch.Tensor
     rows: torch.Tensor
     mask: torch.Tensor
-    replaced: list[str]
+    damaged: list[Damage]
 
 
 class _Address(NamedTuple):
@@ -73,41 +93,13 @@ class _Address(NamedTuple):
     row: int
 
 
-class _Reader:
-    """Reads pictures of a split's rows."""
-
-    def __init__(self, datasets: Sequence[Storage], rows: pa.Table) -> None:
-        self.datasets = datasets
-        self.dataset = rows["dataset"].to_numpy()
-        self.shard = rows["shard"].combine_chunks().dictionary_encode()
-        self.offset = rows["image_offset"].to_numpy()
-        self.length = rows["image_length"].to_numpy()
-        self.key = rows["key"].combine_chunks()
-        self.targets = target_array(rows)
-
-    def read(self, row: int, min_side: int | None) -> Image.Image:
-        """The decoded picture of a row. Raises UndecodableImageError."""
-        storage = self.datasets[self.dataset[row]]
-        shard = self.shard[row].as_py()
-        try:
-            content = storage.read_range(shard, int(self.offset[row]), int(self.length[row]))
-        except FileNotFoundError:
-            raise UserError(
-                f"{storage.url}/{shard}: this shard of the view is not there",
-                "restore it, or curate a new view",
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"{storage.url}/{shard}: {self.key[row].as_py()}: cannot be read: {error}",
-                "see to the storage; the same command goes on from the last checkpoint",
-            ) from error
-        return decode_rgb(content, min_side=min_side)
-
-
 class _BatchDataset(Dataset, ABC):
     """A whole batch at a time. A UserError is handed on as a value: a worker's exception would reach the training
     process as a RuntimeError with two tracebacks in its text.
     """
+
+    def __init__(self, reader: SampleReader) -> None:
+        self.reader = reader
 
     def __getitems__(self, places: list[Any]) -> Batch | UserError:
         try:
@@ -119,53 +111,77 @@ class _BatchDataset(Dataset, ABC):
     def batch(self, places: list[Any]) -> Batch:
         """The batch of what the batch sampler lists."""
 
+    def damage(self, row: int, error: Exception) -> Damage:
+        """What is to be told of a row that gives no picture."""
+        what = f"cannot be decoded: {error}" if isinstance(error, UndecodableImageError) else str(error)
+        return Damage(self.reader.shard_name(row), self.reader.key(row), what)
+
 
 class _TrainDataset(_BatchDataset):
     def __init__(
-        self,
-        reader: _Reader,
-        size: int,
-        augment: AugmentConfig,
-        order: Callable[[int], EpochOrder],
-        seed: int,
+        self, reader: SampleReader, size: int, augment: AugmentConfig, orders: EpochOrders, seed: int, lanes: range
     ) -> None:
-        self.reader, self.size, self.augment, self.order, self.seed = reader, size, augment, order, seed
+        super().__init__(reader)
+        self.size, self.augment, self.orders, self.seed, self.lanes = size, augment, orders, seed, lanes
+        self._expected_until = (-1, 0)
 
     def batch(self, places: list[_Address]) -> Batch:
+        if self.reader.uses_cache:
+            self._expect(places[0].epoch, places[0].position)
         pixels = np.empty((len(places), 3, self.size, self.size), dtype=np.uint8)
         rows = np.empty(len(places), dtype=np.int64)
-        replaced: list[str] = []
-        for number, address in enumerate(places):
-            rows[number], image = self._read_or_replace(address, replaced)
-            generator = sample_generator(self.seed, address.epoch, int(rows[number]))
-            pixels[number] = train_pixels(image, self.size, self.augment, generator)
+        damaged: list[Damage] = []
+        contents = self.reader.read([address.row for address in places])
+        for number, (address, content) in enumerate(zip(places, contents, strict=True)):
+            rows[number], pixels[number] = self._decode_or_replace(address, content, damaged)
         return Batch(
             torch.from_numpy(pixels),
             torch.from_numpy(self.reader.targets[rows]),
             torch.from_numpy(rows),
             torch.ones(len(places), dtype=torch.bool),
-            replaced,
+            damaged,
         )
 
-    def _read_or_replace(self, address: _Address, replaced: list[str]) -> tuple[int, Image.Image]:
-        # A crop may keep a small part, and of that one side is shorter: the scaled decoding must leave enough for it.
-        min_side = int(self.size * (self.augment.max_crop_aspect / self.augment.min_crop_area) ** 0.5) + 1
+    def _expect(self, epoch: int, position: int) -> None:
+        """Let the shards be fetched that the rank's lanes are in, then those of the blocks that follow."""
+        if (epoch, position) < self._expected_until and epoch == self._expected_until[0]:
+            return
+        now: list[int] = []
+        later: list[int] = []
+        ends = []
+        for lane in self.lanes:
+            blocks, end = self.orders(epoch).blocks_ahead(lane, position, _BLOCKS_AHEAD)
+            if len(blocks) < _BLOCKS_AHEAD:
+                blocks += self.orders(epoch + 1).blocks_ahead(lane, 0, 1)[0]
+            now += blocks[0]
+            later += [shard for block in blocks[1:] for shard in block]
+            ends.append(end)
+        self._expected_until = (epoch, min(ends))
+        self.reader.expect(dict.fromkeys(now + later))
+
+    def _decode_or_replace(
+        self, address: _Address, content: bytes | DamagedSampleError, damaged: list[Damage]
+    ) -> tuple[int, np.ndarray]:
         row = address.row
         for attempt in range(MAX_REPLACEMENT_TRIES):
             try:
-                return row, self.reader.read(row, min_side)
-            except UndecodableImageError:
-                replaced.append(self.reader.key[row].as_py())
+                if isinstance(content, DamagedSampleError):
+                    raise content
+                generator = sample_generator(self.seed, address.epoch, row)
+                return row, train_pixels(content, self.size, self.augment, generator)
+            except (UndecodableImageError, DamagedSampleError) as error:
+                damaged.append(self.damage(row, error))
                 row = self._replacement(address, attempt)
+                [content] = self.reader.read([row])
         raise UserError(
-            f"{self.reader.key[address.row].as_py()}: this picture and {MAX_REPLACEMENT_TRIES - 1} others of its lane "
-            "cannot be decoded",
-            "check the shards: their content is not what was committed",
+            f"{self.reader.key(address.row)}: this picture and {MAX_REPLACEMENT_TRIES - 1} others of its lane are "
+            f"damaged; the last: {damaged[-1]}",
+            "check the shards with `xmodal shards verify`: their content is not what was committed",
         )
 
     def _replacement(self, address: _Address, attempt: int) -> int:
         """Another row of the same lane: a function of the address, so the same on every rank and worker."""
-        order = self.order(address.epoch)
+        order = self.orders(address.epoch)
         generator = np.random.default_rng([self.seed, address.epoch, address.lane, address.position, attempt])
         position = generator.integers(0, order.samples_per_lane, 1)
         return int(order.rows(address.lane, position)[0])
@@ -181,11 +197,36 @@ class _AsSampler(Sampler[list[_Address]]):
         return self._addresses
 
 
+class _DamageCount:
+    """Counts damaged samples, and says when they are too many."""
+
+    def __init__(self, max_share: float, consequence: str) -> None:
+        self._max_share, self._consequence = max_share, consequence
+        self.num_read = 0
+        self.num_damaged = 0
+
+    def add(self, batch: Batch) -> None:
+        """Log what is damaged in a batch. Raises UserError for more than the allowed share."""
+        self.num_read += int(batch.mask.sum()) + len(batch.damaged)
+        self.num_damaged += len(batch.damaged)
+        for damage in batch.damaged:
+            log.warning("%s; %s", damage, self._consequence)
+        # A share of few samples says little: one bad picture in the first batch is no reason to stop.
+        least = MIN_DAMAGED_OF_ERROR if self._max_share else 0
+        if self.num_damaged > least and self.num_damaged > self._max_share * self.num_read:
+            raise UserError(
+                f"{self.num_damaged} of {self.num_read} pictures are damaged, more than stream.max_damaged_share = "
+                f"{self._max_share}; the last: {batch.damaged[-1]}",
+                "check the shards with `xmodal shards verify`, or raise stream.max_damaged_share",
+            )
+
+
 class TrainStream:
     """One rank's part of an endless sequence of epochs over a split, resumable at any step.
 
     Iterating yields, for each optimizer step that is left of the current epoch, a list of `micro_batches` batches of
-    `global_batch_size / world_size / micro_batches` samples; then the stream stands at the next epoch.
+    `global_batch_size / world_size / micro_batches` samples; then the stream stands at the next epoch, whose first
+    batches are being read already.
     """
 
     def __init__(
@@ -201,9 +242,8 @@ class TrainStream:
         micro_batches: int = 1,
         split: str = "train",
     ) -> None:
-        part: ViewSplit = view.split(split)
+        part = view.split(split)
         self.config = config
-        self._shard_sizes = part.shard_sizes
         self.num_samples = part.rows.num_rows
         self.steps_per_epoch = num_batches_of_epoch(self.num_samples, config.num_lanes, global_batch_size)
         if not self.steps_per_epoch:
@@ -224,16 +264,21 @@ class TrainStream:
         self.fingerprint = view.fingerprint
         self.epoch = 0
         self.step = 0
-        self.num_replaced = 0
-        self.num_read = 0
-        reader = _Reader(view.datasets, part.rows)
-        self._dataset = _TrainDataset(reader, size, augment, self.order, config.seed)
+        self._orders = EpochOrders(part.shard_sizes, config.seed, config.num_lanes, config.shards_per_block)
+        self._damage = _DamageCount(config.max_damaged_share, "replaced by another sample of its lane")
+        reader = SampleReader(view, part, _open_cache(view, config))
+        self._dataset = _TrainDataset(reader, size, augment, self._orders, config.seed, self.lanes)
+        self._source: Iterator[Batch] | None = None
+        self._source_stands_at = (0, 0)
+
+    @property
+    def num_damaged(self) -> int:
+        """How many damaged samples this rank has met so far, and replaced."""
+        return self._damage.num_damaged
 
     def order(self, epoch: int) -> EpochOrder:
         """The order of an epoch."""
-        return EpochOrder(
-            self._shard_sizes, self.config.seed, epoch, self.config.num_lanes, self.config.shards_per_block
-        )
+        return self._orders(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: `step` steps of `epoch` are done. Valid for any number of ranks."""
@@ -258,90 +303,97 @@ class TrainStream:
         self.epoch, self.step = state["epoch"], state["step"]
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=_AsSampler(self._addresses(self.epoch, self.step)),
-            num_workers=self.config.num_workers,
-            collate_fn=_as_is,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if self.config.num_workers else None,
-            generator=torch.Generator(),  # else each epoch would draw from the global one, and dropout see it
-        )
-        step: list[Batch] = []
-        for batch in _batches(loader):
-            self._count(batch)
-            step.append(batch)
-            if len(step) == self.micro_batches:
-                self.step += 1
-                if self.step == self.steps_per_epoch:
-                    self.epoch, self.step = self.epoch + 1, 0
-                yield step
-                step = []
+        epoch = self.epoch
+        while self.epoch == epoch:
+            step = [self._next() for _ in range(self.micro_batches)]
+            self.step += 1
+            if self.step == self.steps_per_epoch:
+                self.epoch, self.step = self.epoch + 1, 0
+            self._source_stands_at = (self.epoch, self.step)
+            yield step
+
+    def close(self) -> None:
+        """End the workers. Iterating again starts new ones."""
+        self._source = None
+        self._dataset.reader.close()
+
+    def _next(self) -> Batch:
+        if self._source is None or self._source_stands_at != (self.epoch, self.step):
+            # Over the ends of epochs: its workers go on with the next one while this one's last steps are trained on.
+            self._source_stands_at = (self.epoch, self.step)
+            loader = DataLoader(
+                self._dataset,
+                batch_sampler=_AsSampler(self._addresses(self.epoch, self.step)),
+                num_workers=self.config.num_workers,
+                collate_fn=_as_is,
+                pin_memory=torch.cuda.is_available(),
+                prefetch_factor=4 if self.config.num_workers else None,
+                generator=torch.Generator(),  # else each epoch would draw from the global one, and dropout see it
+            )
+            self._source = _batches(loader)
+        try:
+            batch = next(self._source)
+            self._damage.add(batch)
+        except BaseException:
+            self._source = None  # a step that was begun is begun anew
+            raise
+        return batch
 
     def _addresses(self, epoch: int, first_step: int) -> Iterator[list[_Address]]:
-        """The addresses of each micro-batch that is left of an epoch, lane after lane within a step.
+        """The addresses of each micro-batch from a step on, epoch after epoch, lane after lane within a step.
 
         Lazily: what lies before `first_step` costs nothing, and memory does not grow with the epoch.
         """
-        order = self.order(epoch)
         count = self.samples_per_lane_and_step
-        for step in range(first_step, self.steps_per_epoch):
-            positions = np.arange(step * count, (step + 1) * count)
-            local = [
-                _Address(epoch, lane, position, row)
-                for lane in self.lanes
-                for position, row in zip(positions.tolist(), order.rows(lane, positions).tolist(), strict=True)
-            ]
-            for start in range(0, len(local), self.micro_batch_size):
-                yield local[start : start + self.micro_batch_size]
-
-    def _count(self, batch: Batch) -> None:
-        self.num_read += len(batch.rows) + len(batch.replaced)
-        self.num_replaced += len(batch.replaced)
-        for key in batch.replaced:
-            log.warning("%s: cannot be decoded; replaced by another sample of its lane", key)
-        # A share of few samples says little: one bad picture in the first batch is no reason to stop.
-        if (
-            self.num_replaced > MIN_REPLACED_OF_ERROR
-            and self.num_replaced > self.config.max_replaced_share * self.num_read
-        ):
-            raise UserError(
-                f"{self.num_replaced} of {self.num_read} pictures could not be decoded, more than "
-                f"stream.max_replaced_share = {self.config.max_replaced_share}",
-                "check the shards, or raise stream.max_replaced_share",
-            )
+        while True:
+            order = self.order(epoch)
+            for step in range(first_step, self.steps_per_epoch):
+                positions = np.arange(step * count, (step + 1) * count)
+                local = [
+                    _Address(epoch, lane, position, row)
+                    for lane in self.lanes
+                    for position, row in zip(positions.tolist(), order.rows(lane, positions).tolist(), strict=True)
+                ]
+                for start in range(0, len(local), self.micro_batch_size):
+                    yield local[start : start + self.micro_batch_size]
+            epoch, first_step = epoch + 1, 0
 
 
 class _EvalDataset(_BatchDataset):
-    def __init__(self, reader: _Reader, size: int, crop_share: float) -> None:
-        self.reader, self.size, self.crop_share = reader, size, crop_share
+    def __init__(self, reader: SampleReader, size: int, crop_share: float) -> None:
+        super().__init__(reader)
+        self.size, self.crop_share = size, crop_share
 
     def batch(self, places: list[int]) -> Batch:
         pixels = np.zeros((len(places), 3, self.size, self.size), dtype=np.uint8)
         mask = np.array(places) >= 0
-        undecodable: list[str] = []
-        min_side = math.ceil(self.size / self.crop_share)
-        for number, row in enumerate(places):
-            if row < 0:
-                continue
+        damaged: list[Damage] = []
+        rows = [row for row in places if row >= 0]  # padding stands at the end
+        if rows and self.reader.uses_cache:
+            last = min(self.reader.shard_of(rows[-1]) + _SHARDS_AHEAD, self.reader.num_shards)
+            self.reader.expect(range(self.reader.shard_of(rows[0]), last))
+        for number, content in enumerate(self.reader.read(rows)):
             try:
-                pixels[number] = eval_pixels(self.reader.read(row, min_side), self.size, self.crop_share)
-            except UndecodableImageError:
-                undecodable.append(self.reader.key[row].as_py())
+                if isinstance(content, DamagedSampleError):
+                    raise content
+                pixels[number] = eval_pixels(content, self.size, self.crop_share)
+            except (UndecodableImageError, DamagedSampleError) as error:
+                damaged.append(self.damage(rows[number], error))
                 mask[number] = False
         return Batch(
             torch.from_numpy(pixels),
             torch.from_numpy(self.reader.targets[places]),
             torch.tensor(places),
             torch.from_numpy(mask),
-            undecodable,
+            damaged,
         )
 
 
 class EvalStream:
     """One rank's part of one pass over a split: every sample counts exactly once over all ranks.
 
-    All ranks have the same number of batches of the same size; padding has row -1 and mask False.
+    All ranks have the same number of batches of the same size; padding has row -1 and mask False. Of the config, what
+    concerns the order has no effect.
     """
 
     def __init__(
@@ -349,34 +401,38 @@ class EvalStream:
         view: View,
         *,
         split: str,
+        config: StreamConfig,
         size: int,
         crop_share: float = 1.0,
         batch_size: int,
-        num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        rows = view.split(split).rows
-        self.num_samples = rows.num_rows
-        self._dataset = _EvalDataset(_Reader(view.datasets, rows), size, crop_share)
+        part = view.split(split)
+        self.config = config
+        self.num_samples = part.rows.num_rows
+        self._dataset = _EvalDataset(SampleReader(view, part, _open_cache(view, config)), size, crop_share)
         self._batches = padded_batches(self.num_samples, batch_size, rank, world_size)
-        self._num_workers = num_workers
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
+        damage = _DamageCount(self.config.max_damaged_share, "left out")
         loader = DataLoader(
             self._dataset,
             batch_sampler=self._batches,
-            num_workers=self._num_workers,
+            num_workers=self.config.num_workers,
             collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # as above
         )
-        for batch in _batches(loader):
-            for key in batch.replaced:
-                log.warning("%s: cannot be decoded; left out", key)
-            yield batch
+        try:
+            for batch in _batches(loader):
+                damage.add(batch)
+                yield batch
+        finally:
+            self._dataset.reader.close()
 
 
 def padded_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
@@ -389,17 +445,33 @@ def padded_batches(num_samples: int, batch_size: int, rank: int, world_size: int
 
 def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 `(batch, 3, height, width)` → float32 `(pixel / 255 - mean) / std`, on the device where they are."""
-    shape = (1, -1, 1, 1)
-    offset = torch.tensor(mean, device=pixels.device).view(shape)
-    scale = torch.tensor(std, device=pixels.device).view(shape)
-    return (pixels.float() / 255 - offset) / scale
+    # One multiplication, which converts too, and one addition: each pass over floats costs more than reading the bytes.
+    inverse = 1 / torch.tensor(std, device=pixels.device).view(1, -1, 1, 1)
+    offset = torch.tensor(mean, device=pixels.device).view(1, -1, 1, 1) * inverse
+    return torch.mul(pixels, inverse / 255).sub_(offset)
+
+
+def _open_cache(view: View, config: StreamConfig) -> ShardCache | None:
+    """The cache of a view's shards; None where all of them lie on this machine, or none is wanted."""
+    if not config.max_cache_gib or all(dataset.is_local for dataset in view.datasets):
+        return None
+    return ShardCache(config.cache_folder or default_cache_folder(), int(config.max_cache_gib * 2**30))
 
 
 def _batches(loader: DataLoader) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    """What the workers made. Raises the UserError that one of them met, or for one that was killed."""
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a reading process has ended: {error}",
+            "most often memory ran out: lower stream.num_workers, or ask for more memory",
+        ) from error
 
 
 def _as_is(batch: Any) -> Any:

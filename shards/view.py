@@ -1,7 +1,7 @@
 """A view: which samples of which shards form train, val and test, with what target. It copies no picture.
 
-A folder with `samples-<fingerprint>.parquet` and `view.json`; the latter is replaced last and in one step, so a
-reader sees the whole old view or the whole new one.
+A folder with `samples-<fingerprint>.parquet`, `shards-<fingerprint>.parquet` and `view.json`; the latter is replaced
+last and in one step, so a reader sees the whole old view or the whole new one.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import UserError
+from shards.index import index_metadata
 from shards.json_object import parse_json_object
 from shards.storage import LEFTOVER_AGE_SECONDS, Storage, open_storage
 
-VIEW_VERSION = 1
+VIEW_VERSION = 2
 SPLITS = ("train", "val", "test")
 VIEW_SCHEMA = pa.schema(
     [
@@ -31,11 +32,20 @@ VIEW_SCHEMA = pa.schema(
         ("image_ext", pa.string()),
         ("image_offset", pa.int64()),  # bytes from the start of the tar
         ("image_length", pa.int64()),
+        ("image_crc32", pa.uint32()),
         ("split", pa.string()),
         ("target", pa.list_(pa.float32())),  # probabilities in the order of the classes
     ]
 )
-_REQUIRED = {"schema_version": int, "fingerprint": str, "samples": str, "datasets": list}
+SHARD_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.int32()),
+        ("shard", pa.string()),
+        ("bytes", pa.int64()),  # of the tar
+        ("sha256", pa.string()),  # of the tar, hex
+    ]
+)
+_REQUIRED = {"schema_version": int, "fingerprint": str, "samples": str, "shards": str, "datasets": list}
 _ORDER = [("dataset", "ascending"), ("shard", "ascending"), ("image_offset", "ascending")]
 
 
@@ -43,10 +53,12 @@ _ORDER = [("dataset", "ascending"), ("shard", "ascending"), ("image_offset", "as
 class ViewSplit:
     """The samples of one split, those of a shard together and in the shard's order.
 
-    `rows` is a table of VIEW_SCHEMA; `shard_sizes` int64, how many neighbouring rows each shard holds.
+    `rows` is a table of VIEW_SCHEMA; `shards` one of SHARD_SCHEMA, in the order in which the rows have them;
+    `shard_sizes` int64, how many neighbouring rows each of these shards holds.
     """
 
     rows: pa.Table
+    shards: pa.Table
     shard_sizes: np.ndarray
 
 
@@ -60,6 +72,7 @@ class View:
     """All of `view.json`: recipe, counts, inputs."""
     datasets: list[Storage]
     table: pa.Table
+    shards: pa.Table
 
     def split(self, name: str) -> ViewSplit:
         """The samples of `train`, `val` or `test`. Raises UserError for an empty or unknown split."""
@@ -69,49 +82,79 @@ class View:
                 f"{self.url}: split {name!r} has no samples",
                 f"it has {self.description['counts']['splits']}; curate more posts or change the recipe's split shares",
             )
-        return ViewSplit(rows=rows, shard_sizes=_run_lengths(rows))
+        shard_sizes = _run_lengths(rows)
+        firsts = rows.select(["dataset", "shard"]).take(np.concatenate([[0], np.cumsum(shard_sizes)[:-1]]))
+        known = {place: number for number, place in enumerate(_places(self.shards))}
+        shards = self.shards.take([known[place] for place in _places(firsts)])
+        return ViewSplit(rows=rows, shards=shards, shard_sizes=shard_sizes)
 
 
 def target_array(rows: pa.Table) -> np.ndarray:
     """The targets of a view's rows, float32 `(n, classes)`."""
     values = pc.list_flatten(rows["target"]).to_numpy().astype(np.float32)
-    return values.reshape(rows.num_rows, -1)
+    return values.reshape(rows.num_rows, len(values) // max(1, rows.num_rows))
 
 
-def fingerprint(table: pa.Table) -> str:
-    """The sha256 (hex) of a view's rows: equal for equal rows, whatever wrote them."""
-    sink = pa.BufferOutputStream()
-    combined = table.combine_chunks().replace_schema_metadata(None)
-    with pa.ipc.new_stream(sink, combined.schema) as stream:
-        stream.write_table(combined)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+def shard_entry(dataset: int, shard: str, index: pa.Table) -> dict[str, Any]:
+    """The row of a shard in a table of SHARD_SCHEMA."""
+    metadata = index_metadata(index)
+    return {
+        "dataset": dataset,
+        "shard": shard,
+        "bytes": int(metadata["tar_bytes"]),
+        "sha256": metadata["tar_sha256"],
+    }
+
+
+def fingerprint(table: pa.Table, shards: pa.Table) -> str:
+    """The sha256 (hex) of a view's rows and of what shards they are in: equal for equal ones, whatever wrote them."""
+    sha256 = hashlib.sha256()
+    for part in (table, shards):
+        sink = pa.BufferOutputStream()
+        combined = part.combine_chunks().replace_schema_metadata(None)
+        with pa.ipc.new_stream(sink, combined.schema) as stream:
+            stream.write_table(combined)
+        sha256.update(sink.getvalue())
+    return sha256.hexdigest()
+
+
+def in_order(table: pa.Table, shards: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Rows (VIEW_SCHEMA) and shards (SHARD_SCHEMA) in any order → as a view has them, shards without rows left out.
+
+    Raises KeyError for a row of a shard that is not among the shards.
+    """
+    table = table.cast(VIEW_SCHEMA).sort_by(_ORDER)
+    known = {place: number for number, place in enumerate(_places(shards))}
+    used = table.group_by(["dataset", "shard"]).aggregate([]).sort_by(_ORDER[:2])
+    return table, shards.cast(SHARD_SCHEMA).take([known[place] for place in _places(used)])
 
 
 def write_view(
-    url: str, table: pa.Table, *, datasets: Sequence[str], description: Mapping[str, Any]
+    url: str, table: pa.Table, shards: pa.Table, *, datasets: Sequence[str], description: Mapping[str, Any]
 ) -> tuple[str, pa.Table]:
-    """Write a view of `table` (VIEW_SCHEMA, any order) and make it visible in one step.
+    """Write a view of `table` (VIEW_SCHEMA), whose shards are among `shards` (SHARD_SCHEMA), visible in one step.
 
     `description` is kept in `view.json`; its `counts` must have `splits`. Returns the fingerprint and the sorted rows.
     """
-    table = table.cast(VIEW_SCHEMA).sort_by(_ORDER)
-    mark = fingerprint(table)
+    table, shards = in_order(table, shards)
+    mark = fingerprint(table, shards)
     storage = open_storage(url, create=True)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    samples_name = f"samples-{mark[:12]}.parquet"
-    previous = _samples_name(storage)
-    storage.replace(samples_name, sink.getvalue())
+    names = {kind: f"{kind}-{mark[:12]}.parquet" for kind in ("samples", "shards")}
+    previous = _table_names(storage)
+    for kind, part in (("samples", table), ("shards", shards)):
+        sink = io.BytesIO()
+        pq.write_table(part, sink, compression="zstd")
+        storage.replace(names[kind], sink.getvalue())
     document = {
         "schema_version": VIEW_VERSION,
         "fingerprint": mark,
-        "samples": samples_name,
+        **names,
         "datasets": [_relative(dataset, storage.url) for dataset in datasets],
         **description,
     }
     storage.replace("view.json", json.dumps(document, indent=2).encode() + b"\n")
-    if previous not in (None, samples_name):
-        storage.delete(previous)
+    for name in previous - set(names.values()):
+        storage.delete(name)
     storage.discard_leftovers(LEFTOVER_AGE_SECONDS)
     return mark, table
 
@@ -119,11 +162,11 @@ def write_view(
 def open_view(url: str) -> View:
     """Open a view and check that its rows are those that `view.json` speaks of. Raises UserError if not."""
     storage = open_storage(url)
-    description, table = _read(storage, url)
-    if table is None:
-        # Perhaps a new view took this one's place between the two reads.
-        description, table = _read(storage, url)
-    if table is None:
+    description, tables = _read(storage, url)
+    if tables is None:
+        # Perhaps a new view took this one's place between the reads.
+        description, tables = _read(storage, url)
+    if tables is None:
         raise UserError(
             f"{url}/{description['samples']}: its rows are not those that view.json was written for",
             "run `xmodal curate` again",
@@ -134,12 +177,13 @@ def open_view(url: str) -> View:
         fingerprint=description["fingerprint"],
         description=description,
         datasets=datasets,
-        table=table,
+        table=tables[0],
+        shards=tables[1],
     )
 
 
-def _read(storage: Storage, url: str) -> tuple[dict[str, Any], pa.Table | None]:
-    """What `view.json` says, and the rows that it speaks of; None for rows that are not there, or others."""
+def _read(storage: Storage, url: str) -> tuple[dict[str, Any], tuple[pa.Table, pa.Table] | None]:
+    """What `view.json` says, and the rows and shards that it speaks of; None for what is not there, or others."""
     try:
         content = storage.read("view.json")
     except FileNotFoundError:
@@ -150,24 +194,31 @@ def _read(storage: Storage, url: str) -> tuple[dict[str, Any], pa.Table | None]:
             f"{url}/view.json: schema_version: {description.get('schema_version')!r} is not {VIEW_VERSION}",
             "run `xmodal curate` again with this version of xmodal",
         )
-    table = _read_samples(storage, description["samples"])
-    whole = table is not None and fingerprint(table) == description["fingerprint"]
-    return description, table if whole else None
+    table = _read_table(storage, description["samples"], VIEW_SCHEMA)
+    shards = _read_table(storage, description["shards"], SHARD_SCHEMA)
+    if table is None or shards is None or fingerprint(table, shards) != description["fingerprint"]:
+        return description, None
+    return description, (table, shards)
 
 
-def _samples_name(storage: Storage) -> str | None:
-    """The samples file of the view that is there now; None where there is none, or its document is damaged."""
+def _table_names(storage: Storage) -> set[str]:
+    """The Parquet files of the view that is there now; none where there is no view, or its document is damaged."""
     try:
-        return parse_json_object(storage.read("view.json"), "view.json", "")["samples"]
+        description = parse_json_object(storage.read("view.json"), "view.json", "")
+        return {description["samples"], description["shards"]}
     except (FileNotFoundError, UserError, KeyError):
-        return None
+        return set()
 
 
-def _read_samples(storage: Storage, name: str) -> pa.Table | None:
+def _read_table(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | None:
     try:
-        return pq.read_table(io.BytesIO(storage.read(name))).cast(VIEW_SCHEMA)
+        return pq.read_table(io.BytesIO(storage.read(name))).cast(schema)
     except (OSError, ValueError, pa.ArrowException):
         return None
+
+
+def _places(table: pa.Table) -> list[tuple[int, str]]:
+    return list(zip(table["dataset"].to_pylist(), table["shard"].to_pylist(), strict=True))
 
 
 def _relative(dataset: str, view_url: str) -> str:

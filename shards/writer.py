@@ -174,11 +174,8 @@ def _to_json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
 def _write_sample(tar: _Tar, sample: Sample, rows: IndexRows) -> None:
     assert sample.key not in tar.keys, f"two samples of one key would be read as one: {sample.key}"
     tar.keys.add(sample.key)
-    json_member = to_json_bytes(sample.fields)
-    members = {
-        sample.image_extension: tar.add(f"{sample.key}.{sample.image_extension}", sample.image),
-        "json": tar.add(f"{sample.key}.json", json_member),
-    }
+    contents = {sample.image_extension: sample.image, "json": to_json_bytes(sample.fields)}
     if sample.text is not None:
-        members["txt"] = tar.add(f"{sample.key}.txt", sample.text.encode(errors="replace"))
-    rows.add(sample.key, members, json_member)
+        contents["txt"] = sample.text.encode(errors="replace")
+    members = {extension: tar.add(f"{sample.key}.{extension}", content) for extension, content in contents.items()}
+    rows.add(sample.key, members, contents)

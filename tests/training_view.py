@@ -10,7 +10,7 @@ from PIL import Image
 from shards.dataset import finish
 from shards.index import read_index
 from shards.storage import LocalStorage
-from shards.view import write_view
+from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, shard_entry, write_view
 from shards.writer import Sample, write_shard
 
 SOFT_LABELS = ([0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8])
@@ -24,22 +24,23 @@ def make_view(folder: Path, *, num_samples: int, samples_per_shard: int = 15) ->
         samples = [_sample(i, generator) for i in range(start, min(start + samples_per_shard, num_samples))]
         write_shard(storage, f"{number:06d}", samples)
     finish(storage, describe_shard=lambda _: {}, describe_dataset=lambda _: {})
-    tables = []
+    tables, shards = [], []
     for name in storage.names(".tar"):
         index = read_index(storage, name)
         tables.append(index.append_column("shard", pa.array([name] * index.num_rows)))
+        shards.append(shard_entry(0, name, index))
     table = pa.concat_tables(tables)
     splits = ["val" if row % 8 == 7 else "train" for row in range(table.num_rows)]
     rows = (
-        table.select(["shard", "key", "image_ext", "image_offset", "image_length"])
-        .append_column("dataset", pa.array([0] * table.num_rows, pa.int32()))
+        table.append_column("dataset", pa.array([0] * table.num_rows, pa.int32()))
         .append_column("split", pa.array(splits))
         .append_column("target", table["soft_label"])
     )
     view = folder / "view"
     write_view(
         str(view),
-        rows.select(["dataset", "shard", "key", "image_ext", "image_offset", "image_length", "split", "target"]),
+        rows.select(VIEW_SCHEMA.names),
+        pa.Table.from_pylist(shards, schema=SHARD_SCHEMA),
         datasets=[str(folder / "dataset")],
         description={"counts": {"splits": {name: splits.count(name) for name in ("train", "val", "test")}}},
     )

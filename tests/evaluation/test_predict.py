@@ -7,7 +7,7 @@ import timm
 import torch
 from accelerate import Accelerator
 
-from shards.decode import decode_rgb, eval_pixels
+from shards.augment import eval_pixels
 from xmodal.benchmarks import load_benchmark
 from xmodal.evaluation.predict import predict
 from xmodal.students import StudentConfig, create_student, load_student
@@ -36,7 +36,7 @@ def test_each_row_is_what_bare_timm_says_of_its_picture(tiny_student, paths):
     probabilities = probabilities_of(tiny_student, paths)
     decodable = [place for place, path in enumerate(paths) if not path.name.endswith("-x.img")]
     for place in decodable:
-        pixels = eval_pixels(decode_rgb(paths[place].read_bytes(), min_side=32), 32, 0.8)
+        pixels = eval_pixels(paths[place].read_bytes(), 32, 0.8)
         with torch.inference_mode():
             expected = model((torch.from_numpy(pixels)[None].float() / 255 - 0.5) / 0.5).softmax(dim=1)[0]
         assert probabilities[place] == pytest.approx(expected.numpy(), abs=1e-5)

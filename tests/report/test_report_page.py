@@ -17,7 +17,7 @@ from shards.dataset import finish
 from shards.errors import ConfigError, UserError
 from shards.index import read_index
 from shards.storage import open_storage
-from shards.view import write_view
+from shards.view import SHARD_SCHEMA, shard_entry, write_view
 from shards.writer import Sample, write_shard
 from xmodal.cli import main
 from xmodal.labels import CLASSES, histogram
@@ -81,13 +81,15 @@ def make_view(folder: Path, dataset: Path, *, step: str, key: str | None) -> Non
             "image_ext": index["image_ext"],
             "image_offset": index["image_offset"],
             "image_length": index["image_length"],
+            "image_crc32": index["image_crc32"],
             "split": ["train"] * (len(index) - 1) + ["val"],
             "target": index["soft_label"],
         }
     )
     funnel = [{"step": step, "samples": 7, "by_class": {"negative": 2, "neutral": 2, "positive": 3}}]
     counts = {"splits": {"train": 6, "val": 1, "test": 0}, "funnel": funnel}
-    write_view(str(folder), rows, datasets=[str(dataset)], description={"counts": counts})
+    shards = pa.Table.from_pylist([shard_entry(0, "000000.tar", index)], schema=SHARD_SCHEMA)
+    write_view(str(folder), rows, shards, datasets=[str(dataset)], description={"counts": counts})
 
 
 def make_run(folder: Path, *, model: str, validated: bool) -> None:

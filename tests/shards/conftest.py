@@ -11,7 +11,7 @@ from made_pictures import jpeg
 from shards.dataset import finish, shard_names
 from shards.index import read_index
 from shards.storage import LocalStorage
-from shards.view import VIEW_SCHEMA, View, open_view, write_view
+from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, View, open_view, shard_entry, write_view
 from shards.writer import Sample, write_shard
 
 MakeSamples = Callable[..., list[Sample]]
@@ -72,7 +72,7 @@ def dataset_copy(finished_dataset: Path, tmp_path: Path) -> Path:
 def view_table(dataset: Path) -> pa.Table:
     """All samples of a dataset: each fifth for `val`, the others for `train`, each with a target of its own."""
     storage = LocalStorage(dataset)
-    columns = ["key", "image_ext", "image_offset", "image_length"]
+    columns = ["key", "image_ext", "image_offset", "image_length", "image_crc32"]
     rows = [
         {"dataset": 0, "shard": name, **sample}
         for name in shard_names(storage)
@@ -84,10 +84,19 @@ def view_table(dataset: Path) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=VIEW_SCHEMA)
 
 
+def shard_table(dataset: Path) -> pa.Table:
+    """The shards of a dataset, as a view lists them."""
+    storage = LocalStorage(dataset)
+    entries = [shard_entry(0, name, read_index(storage, name)) for name in shard_names(storage)]
+    return pa.Table.from_pylist(entries, schema=SHARD_SCHEMA)
+
+
 def write_view_of(dataset: Path, folder: Path, table: pa.Table | None = None) -> View:
     table = view_table(dataset) if table is None else table
     splits = {split: table["split"].to_pylist().count(split) for split in ("train", "val", "test")}
-    write_view(str(folder), table, datasets=[str(dataset)], description={"counts": {"splits": splits}})
+    write_view(
+        str(folder), table, shard_table(dataset), datasets=[str(dataset)], description={"counts": {"splits": splits}}
+    )
     return open_view(str(folder))
 
 

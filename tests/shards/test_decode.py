@@ -1,8 +1,7 @@
-"""Bytes → pixels: what people expect of orientation, transparency, CMYK, 16 bits and animation; and augmentation."""
+"""Bytes → pixels: what people expect of orientation, transparency, CMYK, 16 bits and animation."""
 
 import io
 import struct
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,10 @@ from made_pictures import (
 )
 from PIL import Image
 
-from shards.decode import AugmentConfig, UndecodableImageError, decode_rgb, eval_pixels, to_rgb, train_pixels
-from shards.errors import ConfigError
+from shards.decode import Box, UndecodableImageError, decode_crop, decode_rgb, to_rgb
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 ORIENTATION, MAKE = 0x0112, 0x010F
-NO_AUGMENTATION = AugmentConfig(min_crop_area=1, max_crop_aspect=1, flip=False)
-EVERYTHING = AugmentConfig(
-    min_crop_area=0.2, max_shift=0.1, max_rotation=20, color_jitter=0.4, grayscale=0.3, erasing=0.5
-)
 
 
 def difference(one: Any, other: Any) -> float:
@@ -274,23 +268,10 @@ def test_a_jpeg_decoded_for_a_least_side_keeps_it(width: int, height: int, min_s
     assert decoded.width / decoded.height == pytest.approx(width / height, rel=0.05)
 
 
-def test_a_large_jpeg_is_decoded_at_a_smaller_size_that_looks_the_same() -> None:
-    content = jpeg(1600, 1200)
-    small, whole = decode_rgb(content, min_side=224), decode_rgb(content)
-    assert small.size == (400, 300)
-    assert difference(eval_pixels(small, 224), eval_pixels(whole, 224)) < 2
-
-
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
 def test_a_least_side_changes_no_other_format(file_format: str) -> None:
     content = encode(pixels(400, 300), file_format)
     assert decode_rgb(content, min_side=10).tobytes() == decode_rgb(content).tobytes()
-
-
-@pytest.mark.parametrize("make", [cmyk_jpeg, lambda: encode(pixels().convert("L"), "JPEG")], ids=["cmyk", "grey"])
-def test_a_least_side_keeps_the_colours_of_cmyk_and_grey(make: Any) -> None:
-    content = make()
-    assert difference(eval_pixels(decode_rgb(content, min_side=16), 16), eval_pixels(decode_rgb(content), 16)) < 4
 
 
 def test_a_turned_jpeg_decoded_for_a_least_side_is_upright() -> None:
@@ -302,132 +283,59 @@ def test_rgb_pictures_pass_unchanged() -> None:
     assert decode_rgb(png()).tobytes() == pixels().tobytes()
 
 
-@pytest.mark.parametrize("shape", [(64, 48), (48, 64), (1, 1), (3, 300), (300, 3), (7, 7)])
-@pytest.mark.parametrize("size", [16, 33])
-def test_pixels_have_the_shape_and_type_that_models_take(shape: tuple[int, int], size: int) -> None:
-    image = pixels(*shape)
-    for made in (
-        eval_pixels(image, size),
-        eval_pixels(image, size, 0.5),
-        train_pixels(image, size, EVERYTHING, np.random.default_rng(0)),
-        train_pixels(image, size, NO_AUGMENTATION, np.random.default_rng(0)),
-    ):
-        assert made.shape == (3, size, size)
-        assert made.dtype == np.uint8
-        assert made.flags.c_contiguous
-        assert made.flags.writeable
+def part_of(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+    """What a crop of the whole picture, decoded at its full size, looks like at another size."""
+    return np.asarray(image.crop(box).resize(size, Image.Resampling.BOX))
 
 
-def test_training_pixels_depend_on_the_generator_alone() -> None:
-    image = pixels()
-    made = [train_pixels(image, 32, EVERYTHING, np.random.default_rng(seed)) for seed in range(20)]
-    np.random.seed(3)
-    again = [train_pixels(image, 32, EVERYTHING, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
-    assert len({one.tobytes() for one in made}) == 20
+@pytest.mark.parametrize("size", [30, 64, 100, 149, 151, 400, 5000])
+@pytest.mark.parametrize("box", [(0, 0, 800, 600), (100, 40, 400, 340), (650, 10, 790, 500)])
+def test_a_part_of_a_large_jpeg_is_decoded_just_larger_than_asked_for(
+    box: tuple[int, int, int, int], size: int
+) -> None:
+    content = jpeg(800, 600)
+    part = decode_crop(content, lambda whole: box, size)
+    height, width, _ = part.shape
+    shortest = min(box[2] - box[0], box[3] - box[1])
+    assert min(height, width) >= min(size, shortest) - 1
+    assert min(height, width) <= max(2 * size, shortest // 8) + 1 or shortest < 2 * size
+    assert width / height == pytest.approx((box[2] - box[0]) / (box[3] - box[1]), rel=0.05)
+    assert difference(part, part_of(decode_rgb(content), box, (width, height))) < 3
 
 
-def test_training_leaves_the_picture_as_it_was() -> None:
-    image = pixels()
-    train_pixels(image, 32, replace(EVERYTHING, erasing=1), np.random.default_rng(0))
-    assert image.tobytes() == pixels().tobytes()
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_part_is_one_of_the_upright_picture(orientation: int, file_format: str) -> None:
+    sizes = []
+    box = (4, 2, 40, 30)
+
+    def choose(whole: tuple[int, int]) -> Box:
+        sizes.append(whole)
+        return box
+
+    content = with_orientation(orientation, file_format)
+    part = decode_crop(content, choose, 64)
+    assert sizes == [pixels().size]
+    assert difference(part, part_of(decode_rgb(content), box, (36, 28))) == 0
 
 
-def test_without_augmentation_a_training_picture_is_the_evaluation_picture() -> None:
-    image = pixels(50, 50)
-    trained = train_pixels(image, 32, NO_AUGMENTATION, np.random.default_rng(0))
-    assert np.array_equal(trained, eval_pixels(image, 32))
+@pytest.mark.parametrize("make", [cmyk_jpeg, lambda: encode(pixels().convert("L"), "JPEG")], ids=["cmyk", "grey"])
+def test_a_part_decoded_small_keeps_the_colours_of_cmyk_and_grey(make: Any) -> None:
+    content = make()
+    part = decode_crop(content, lambda whole: (0, 0, *whole), 16)
+    assert part.shape == (24, 32, 3)
+    assert difference(part, part_of(decode_rgb(content), (0, 0, 64, 48), (32, 24))) < 4
 
 
-def test_half_of_the_pictures_are_mirrored() -> None:
-    image = pixels(50, 50)
-    flipping = replace(NO_AUGMENTATION, flip=True)
-    plain = eval_pixels(image, 32)
-    mirrored = 0
-    for seed in range(200):
-        made = train_pixels(image, 32, flipping, np.random.default_rng(seed))
-        is_plain = np.array_equal(made, plain)
-        assert is_plain or np.array_equal(made, eval_pixels(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 32))
-        mirrored += not is_plain
-    assert 70 < mirrored < 130
+@pytest.mark.parametrize("box", [(0.0, 0.0, 0.2, 0.2), (63.9, 47.9, 64.0, 48.0), (0.4, 0.4, 63.6, 47.6)])
+def test_a_part_has_at_least_a_pixel_and_ends_with_the_picture(box: Box) -> None:
+    height, width, channels = decode_crop(png(), lambda whole: box, 8).shape
+    assert 1 <= height <= 48
+    assert 1 <= width <= 64
+    assert channels == 3
 
 
-def test_what_comes_into_view_by_shift_and_rotation_is_white() -> None:
-    black = Image.new("RGB", (64, 64))
-    moving = replace(NO_AUGMENTATION, max_shift=0.2, max_rotation=30)
-    made = [train_pixels(black, 32, moving, np.random.default_rng(seed)) for seed in range(20)]
-    assert all((picture.max(axis=0) == picture.min(axis=0)).all() for picture in made)
-    assert sum(picture.max() == 255 for picture in made) > 15
-
-
-def test_grayscale_takes_the_colours_of_its_share_of_the_pictures() -> None:
-    def is_grey(picture: np.ndarray) -> bool:
-        return bool((picture[0] == picture[1]).all() and (picture[1] == picture[2]).all())
-
-    for share, least, most in ((0.0, 0, 0), (0.3, 30, 90), (1.0, 200, 200)):
-        config = replace(NO_AUGMENTATION, grayscale=share)
-        made = [train_pixels(pixels(), 16, config, np.random.default_rng(seed)) for seed in range(200)]
-        assert least <= sum(map(is_grey, made)) <= most
-
-
-def test_erasing_fills_a_rectangle_of_2_to_33_percent_with_noise() -> None:
-    white = Image.new("RGB", (64, 64), WHITE)
-    config = replace(NO_AUGMENTATION, erasing=1)
-    for seed in range(50):
-        changed = (train_pixels(white, 64, config, np.random.default_rng(seed)) != 255).any(axis=0)
-        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
-        area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) / 64**2
-        assert 0.01 < area < 0.36
-        assert changed.sum() > 0.9 * area * 64**2
-
-
-def test_a_crop_keeps_at_least_its_share_of_the_picture() -> None:
-    # A ramp from 0 to 255: the span of what is left is the share of the width that the crop kept.
-    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
-    config = replace(NO_AUGMENTATION, min_crop_area=0.5, max_crop_aspect=1.0)
-    spans = [
-        int(np.ptp(train_pixels(ramp, 64, config, np.random.default_rng(seed))[0].astype(int))) for seed in range(100)
-    ]
-    assert min(spans) > 255 * 0.5**0.5 - 8
-    assert max(spans) > 240
-    assert len(set(spans)) > 30
-
-
-def test_evaluation_takes_the_middle_square() -> None:
-    image = Image.new("RGB", (90, 30), RED)
-    image.paste((0, 0, 255), (30, 0, 60, 30))
-    # The filter reaches a pixel over the edge of the square.
-    inner = eval_pixels(image, 10)[:, 1:-1, 1:-1]
-    assert (inner == np.array([0, 0, 255], dtype=np.uint8)[:, None, None]).all()
-
-
-def test_evaluation_may_leave_out_a_border() -> None:
-    image = Image.new("RGB", (100, 100), RED)
-    image.paste((0, 0, 255), (20, 20, 80, 80))
-    inner = eval_pixels(image, 16, crop_share=0.5)
-    assert (inner[2] == 255).all()
-    assert (inner[0] == 0).all()
-    assert eval_pixels(image, 16)[0, 0, 0] == 255
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("min_crop_area", 0),
-        ("min_crop_area", 1.1),
-        ("min_crop_area", -0.1),
-        ("max_crop_aspect", 0.9),
-        ("max_shift", -0.1),
-        ("max_shift", 1.5),
-        ("max_rotation", -1),
-        ("max_rotation", 181),
-        ("color_jitter", 2),
-        ("grayscale", -1),
-        ("erasing", 1.01),
-    ],
-)
-def test_an_augmentation_that_cannot_be_is_an_error_that_names_it(name: str, value: float) -> None:
-    with pytest.raises(ConfigError) as caught:
-        AugmentConfig(**{name: value})
-    assert caught.value.key == name
-    assert str(value) in caught.value.what
+@pytest.mark.parametrize("content", [b"", GARBAGE, jpeg()[:400], png()[:100]])
+def test_a_part_of_what_is_no_whole_picture_is_undecodable(content: bytes) -> None:
+    with pytest.raises(UndecodableImageError):
+        decode_crop(content, lambda whole: (0, 0, *whole), 8)

@@ -20,8 +20,8 @@ import shards.s3_storage
 from shards.dataset import finish, read_dataset
 from shards.errors import UserError
 from shards.index import read_index
-from shards.s3_storage import CorruptObjectError, S3Storage
-from shards.storage import TEMPORARY_PREFIX, open_storage
+from shards.s3_storage import S3Storage
+from shards.storage import TEMPORARY_PREFIX, CorruptObjectError, open_storage
 from shards.writer import Sample, write_shard
 
 CONTENT = bytes(range(256)) * 20_000

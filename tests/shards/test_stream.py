@@ -1,5 +1,6 @@
 """The streams: elastic over ranks and workers, exact when resumed, steady when pictures are damaged."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pytest
 import torch
 from made_pictures import jpeg
 
-from shards.decode import AugmentConfig, decode_rgb, eval_pixels
+from shards.augment import AugmentConfig, eval_pixels
 from shards.errors import ConfigError, UserError
 from shards.stream import Batch, EvalStream, StreamConfig, TrainStream, normalise, padded_batches
 from shards.view import View
@@ -83,7 +84,7 @@ def test_a_batch_holds_what_a_model_and_its_loss_take(view: View) -> None:
             assert batch.targets.dtype == torch.float32
             assert batch.rows.dtype == torch.int64
             assert batch.mask.tolist() == [True] * 4
-            assert batch.replaced == []
+            assert batch.damaged == []
             assert torch.equal(batch.targets, torch.tensor([targets[row] for row in batch.rows]))
 
 
@@ -92,8 +93,8 @@ def test_pixels_are_those_of_the_samples_row(view: View) -> None:
     keys = view.split("train").rows["key"].to_pylist()
     for [batch] in train(view, augment=plain):
         for row, pixels in zip(batch.rows.tolist(), batch.pixels, strict=True):
-            image = decode_rgb(jpeg(44, 36, seed=int(keys[row][4:8])), min_side=16)
-            assert np.array_equal(pixels.numpy(), eval_pixels(image, 16))
+            content = jpeg(44, 36, seed=int(keys[row][4:8]))
+            assert np.array_equal(pixels.numpy(), eval_pixels(content, 16))
 
 
 def test_an_epoch_has_each_sample_at_most_once_and_others_follow_in_another_order(view: View) -> None:
@@ -200,7 +201,7 @@ def test_iterating_leaves_torchs_random_numbers_alone(view: View) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(steps(train(view), STEPS + 1))
-    list(EvalStream(view, split="val", size=16, batch_size=4))
+    list(EvalStream(view, split="val", config=CONFIG, size=16, batch_size=4))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -253,9 +254,11 @@ def test_an_undecodable_picture_is_replaced_by_one_of_its_lane_and_counted(
     keys = damage(view_copy, bad)
     after = list(stream)
     assert len(after) == STEPS
-    assert [key for [batch] in after for key in batch.replaced] == keys
-    assert (stream.num_replaced, stream.num_read) == (2, 8 * STEPS + 2)
-    assert all(f"{key}: cannot be decoded" in caplog.text for key in keys)
+    assert [damage.key for [batch] in after for damage in batch.damaged] == keys
+    assert stream.num_damaged == 2
+    assert all(
+        re.search(rf"\d\d\d\.tar: {key}: cannot be decoded: .*; replaced by another", caplog.text) for key in keys
+    )
     for [old], [new] in zip(before, after, strict=True):
         for place, (row, new_row) in enumerate(zip(old.rows.tolist(), new.rows.tolist(), strict=True)):
             if row in bad:
@@ -271,7 +274,7 @@ def test_an_undecodable_picture_is_replaced_by_one_of_its_lane_and_counted(
 def test_replacements_are_the_same_for_any_ranks_and_workers_and_after_a_resume(view_copy: View) -> None:
     damage(view_copy, [2, 7, 19, 30])
     expected = list(steps(train(view_copy), 2 * STEPS))
-    assert sum(len(batch.replaced) for step in expected for batch in step) >= 6
+    assert sum(len(batch.damaged) for step in expected for batch in step) >= 6
     ranks = [
         list(steps(train(view_copy, replace(CONFIG, num_workers=rank), rank=rank, world_size=2), 2 * STEPS))
         for rank in range(2)
@@ -284,22 +287,22 @@ def test_replacements_are_the_same_for_any_ranks_and_workers_and_after_a_resume(
 
 def test_more_undecodable_pictures_than_the_allowed_share_are_a_users_error(view_copy: View) -> None:
     damage(view_copy, list(range(0, 41, 2)))
-    with pytest.raises(UserError, match=r"could not be decoded, more than stream.max_replaced_share = 0.01") as caught:
+    with pytest.raises(UserError, match=r"pictures are damaged, more than stream.max_damaged_share = 0.01") as caught:
         list(train(view_copy))
-    assert "stream.max_replaced_share" in caught.value.remedy
+    assert "stream.max_damaged_share" in caught.value.remedy
 
 
 def test_a_share_that_is_allowed_is_no_error(view_copy: View) -> None:
     damage(view_copy, list(range(0, 41, 2)))
-    stream = train(view_copy, replace(CONFIG, max_replaced_share=1))
+    stream = train(view_copy, replace(CONFIG, max_damaged_share=1))
     assert len(list(stream)) == STEPS
-    assert stream.num_replaced > 10
+    assert stream.num_damaged > 10
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_lane_without_a_decodable_picture_is_a_users_error(view_copy: View, num_workers: int) -> None:
     damage(view_copy, list(range(41)))
-    with pytest.raises(UserError, match="others of its lane cannot be decoded") as caught:
+    with pytest.raises(UserError, match="others of its lane are damaged") as caught:
         list(train(view_copy, replace(CONFIG, num_workers=num_workers)))
     assert "check the shards" in caught.value.remedy
 
@@ -344,8 +347,8 @@ def test_a_division_that_does_not_come_out_is_a_users_error(view: View, options:
         ("num_lanes", 0),
         ("shards_per_block", 0),
         ("num_workers", -1),
-        ("max_replaced_share", 1.5),
-        ("max_replaced_share", -0.1),
+        ("max_damaged_share", 1.5),
+        ("max_damaged_share", -0.1),
         ("seed", -1),
     ],
 )
@@ -359,7 +362,7 @@ def test_a_stream_setting_that_cannot_be_is_an_error_that_names_it(name: str, va
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_in_evaluation_every_sample_counts_exactly_once(view: View, world_size: int, batch_size: int) -> None:
     streams = [
-        EvalStream(view, split="val", size=16, batch_size=batch_size, rank=rank, world_size=world_size)
+        EvalStream(view, split="val", config=CONFIG, size=16, batch_size=batch_size, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     batches = [list(stream) for stream in streams]
@@ -374,39 +377,41 @@ def test_in_evaluation_every_sample_counts_exactly_once(view: View, world_size: 
 
 def test_evaluation_pixels_and_targets_are_those_of_the_row(view: View) -> None:
     rows = view.split("val").rows.to_pylist()
-    for batch in EvalStream(view, split="val", size=16, crop_share=0.9, batch_size=4):
+    for batch in EvalStream(view, split="val", config=CONFIG, size=16, crop_share=0.9, batch_size=4):
         for place, row in enumerate(batch.rows.tolist()):
             if row < 0:
                 assert not batch.pixels[place].any()
                 continue
-            image = decode_rgb(jpeg(44, 36, seed=int(rows[row]["key"][4:8])), min_side=18)
-            assert np.array_equal(batch.pixels[place].numpy(), eval_pixels(image, 16, 0.9))
+            content = jpeg(44, 36, seed=int(rows[row]["key"][4:8]))
+            assert np.array_equal(batch.pixels[place].numpy(), eval_pixels(content, 16, 0.9))
             assert torch.equal(batch.targets[place], torch.tensor(rows[row]["target"]))
 
 
 def test_evaluation_of_a_middle_part_loses_no_detail_to_scaled_decoding(view: View) -> None:
     # Half of the shorter side is 18 pixels; a JPEG decoded at half its size would have 9 of them.
     key = view.split("val").rows["key"][0].as_py()
-    [pixels, *_] = next(iter(EvalStream(view, split="val", size=16, crop_share=0.5, batch_size=1))).pixels
-    whole = decode_rgb(jpeg(44, 36, seed=int(key[4:8])))
+    [pixels, *_] = next(
+        iter(EvalStream(view, split="val", config=CONFIG, size=16, crop_share=0.5, batch_size=1))
+    ).pixels
+    whole = jpeg(44, 36, seed=int(key[4:8]))
     assert np.array_equal(pixels.numpy(), eval_pixels(whole, 16, 0.5))
 
 
 def test_evaluation_with_workers_gives_the_same_batches(view: View) -> None:
-    expected = list(EvalStream(view, split="val", size=16, batch_size=4))
-    got = list(EvalStream(view, split="val", size=16, batch_size=4, num_workers=2))
+    expected = list(EvalStream(view, split="val", config=CONFIG, size=16, batch_size=4))
+    got = list(EvalStream(view, split="val", config=replace(CONFIG, num_workers=2), size=16, batch_size=4))
     assert_runs_equal([[batch] for batch in got], [[batch] for batch in expected])
 
 
 def test_an_evaluation_stream_can_be_passed_over_again(view: View) -> None:
-    stream = EvalStream(view, split="val", size=16, batch_size=4)
+    stream = EvalStream(view, split="val", config=CONFIG, size=16, batch_size=4)
     assert_equal(list(stream), list(stream))
 
 
 def test_in_evaluation_an_undecodable_picture_is_masked_and_named(view_copy: View) -> None:
     keys = damage(view_copy, [3], split="val")
-    batches = list(EvalStream(view_copy, split="val", size=16, batch_size=4))
-    assert [key for batch in batches for key in batch.replaced] == keys
+    batches = list(EvalStream(view_copy, split="val", config=CONFIG, size=16, batch_size=4))
+    assert [damage.key for batch in batches for damage in batch.damaged] == keys
     assert [row for batch in batches for row in batch.rows[batch.mask].tolist()] == [0, 1, 2, *range(4, 11)]
 
 

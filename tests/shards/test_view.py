@@ -1,5 +1,6 @@
 """A view: its fingerprint speaks of its rows alone, and a reader sees the whole old or the whole new one."""
 
+import hashlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 
 from shards.errors import UserError
 from shards.storage import LocalStorage
-from shards.view import VIEW_SCHEMA, View, fingerprint, open_view, write_view
+from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, View, fingerprint, open_view, write_view
 
 MakeView = Callable[..., View]
 TableOf = Callable[[Path], pa.Table]
@@ -27,6 +28,11 @@ TableOf = Callable[[Path], pa.Table]
 @pytest.fixture
 def table(finished_dataset: Path, table_of: TableOf) -> pa.Table:
     return table_of(finished_dataset)
+
+
+@pytest.fixture
+def shards(view: View) -> pa.Table:
+    return view.shards
 
 
 def permuted(table: pa.Table, seed: int) -> pa.Table:
@@ -55,16 +61,23 @@ def test_a_split_holds_its_samples_shard_after_shard_in_the_shards_order(view: V
         in_order = list(dict.fromkeys(shards))
         assert part.shard_sizes.tolist() == [shards.count(shard) for shard in in_order]
         assert part.shard_sizes.dtype == np.int64
+        assert part.shards.schema == SHARD_SCHEMA
+        assert list(zip(part.shards["dataset"].to_pylist(), part.shards["shard"].to_pylist(), strict=True)) == in_order
     assert len(view.split("train").rows) + len(view.split("val").rows) == 52
 
 
 def test_shards_of_one_name_in_two_datasets_are_two_shards(
-    finished_dataset: Path, tmp_path: Path, table: pa.Table
+    finished_dataset: Path, tmp_path: Path, table: pa.Table, shards: pa.Table
 ) -> None:
     one = table.filter(pc.equal(table["shard"], "000000.tar"))
     both = pa.concat_tables([with_column(one, "dataset", [number] * one.num_rows) for number in (0, 1)])
+    twice = pa.concat_tables([with_column(shards, "dataset", [number] * shards.num_rows) for number in (0, 1)])
     write_view(
-        str(tmp_path), both, datasets=[str(finished_dataset)] * 2, description={"counts": {"splits": {"train": 14}}}
+        str(tmp_path),
+        both,
+        twice,
+        datasets=[str(finished_dataset)] * 2,
+        description={"counts": {"splits": {"train": 14}}},
     )
     assert open_view(str(tmp_path)).split("train").shard_sizes.tolist() == [7, 7]
 
@@ -78,8 +91,8 @@ def test_the_same_rows_in_any_order_make_the_same_view(
         assert other.table.equals(view.table)
 
 
-def test_the_fingerprint_does_not_depend_on_how_the_table_lies_in_memory(table: pa.Table) -> None:
-    expected = fingerprint(table)
+def test_the_fingerprint_does_not_depend_on_how_the_table_lies_in_memory(table: pa.Table, shards: pa.Table) -> None:
+    expected = fingerprint(table, shards)
     file = io.BytesIO()
     pq.write_table(table, file, row_group_size=7)
     longer = pa.concat_tables([table.slice(20), table, table.slice(0, 5)])
@@ -91,11 +104,11 @@ def test_the_fingerprint_does_not_depend_on_how_the_table_lies_in_memory(table: 
         pa.Table.from_pylist(table.to_pylist(), schema=VIEW_SCHEMA),
     ):
         assert same.equals(table)
-        assert fingerprint(same) == expected
+        assert fingerprint(same, shards) == expected
 
 
 @pytest.mark.parametrize("name", ["target", "split", "key", "image_offset", "shard"])
-def test_another_fingerprint_speaks_of_another_value_anywhere(table: pa.Table, name: str) -> None:
+def test_another_fingerprint_speaks_of_another_value_anywhere(table: pa.Table, shards: pa.Table, name: str) -> None:
     values = table[name].to_pylist()
     values[30] = {
         "target": [0.30, 0.70, 1e-7],
@@ -104,12 +117,27 @@ def test_another_fingerprint_speaks_of_another_value_anywhere(table: pa.Table, n
         "image_offset": values[30] and 1,
         "shard": "000009.tar",
     }[name]
-    assert fingerprint(with_column(table, name, values)) != fingerprint(table)
+    assert fingerprint(with_column(table, name, values), shards) != fingerprint(table, shards)
 
 
-def test_fewer_rows_have_another_fingerprint(table: pa.Table) -> None:
-    assert fingerprint(table.slice(1)) != fingerprint(table)
-    assert fingerprint(table.slice(0, 0)) != fingerprint(table.slice(0, 1))
+def test_the_fingerprint_speaks_of_the_shards_too(table: pa.Table, shards: pa.Table) -> None:
+    other = with_column(shards, "sha256", ["0" * 64, *shards["sha256"].to_pylist()[1:]])
+    assert fingerprint(table, other) != fingerprint(table, shards)
+
+
+def test_shards_of_which_a_view_has_no_row_are_left_out(
+    finished_dataset: Path, tmp_path: Path, table: pa.Table, make_view: MakeView
+) -> None:
+    view = make_view(finished_dataset, tmp_path, table.filter(pc.equal(table["shard"], "000004.tar")))
+    [shard] = view.shards.to_pylist()
+    content = (finished_dataset / "000004.tar").read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert shard == {"dataset": 0, "shard": "000004.tar", "bytes": len(content), "sha256": sha256}
+
+
+def test_fewer_rows_have_another_fingerprint(table: pa.Table, shards: pa.Table) -> None:
+    assert fingerprint(table.slice(1), shards) != fingerprint(table, shards)
+    assert fingerprint(table.slice(0, 0), shards) != fingerprint(table.slice(0, 1), shards)
 
 
 def test_a_new_view_takes_the_place_of_the_old_one_and_leaves_nothing_of_it(
@@ -118,7 +146,9 @@ def test_a_new_view_takes_the_place_of_the_old_one_and_leaves_nothing_of_it(
     new = make_view(dataset_copy, Path(view_copy.url), view_copy.table.slice(0, 20))
     assert new.table.num_rows == 20
     assert new.fingerprint != view_copy.fingerprint
-    assert sorted(os.listdir(view_copy.url)) == [f"samples-{new.fingerprint[:12]}.parquet", "view.json"]
+    assert sorted(os.listdir(view_copy.url)) == [
+        f"{kind}-{new.fingerprint[:12]}.parquet" for kind in ("samples", "shards")
+    ] + ["view.json"]
 
 
 def test_writing_a_view_again_changes_nothing(view_copy: View, dataset_copy: Path, make_view: MakeView) -> None:
@@ -144,7 +174,8 @@ def dying_replace(self, name, content):
 
 LocalStorage.replace = dying_replace
 view = open_view(folder)
-write_view(folder, view.table.slice(0, 20), datasets=[view.datasets[0].url], description={"counts": {"splits": {}}})
+table, datasets = view.table.slice(0, 20), [view.datasets[0].url]
+write_view(folder, table, view.shards, datasets=datasets, description={"counts": {"splits": {}}})
 """
 
 
@@ -192,14 +223,14 @@ def test_a_folder_that_is_no_view_is_a_users_error(tmp_path: Path) -> None:
 def test_a_view_of_another_version_is_a_users_error(view_copy: View) -> None:
     path = Path(view_copy.url, "view.json")
     path.write_text(json.dumps(view_copy.description | {"schema_version": 99}))
-    with pytest.raises(UserError, match="schema_version: 99 is not 1"):
+    with pytest.raises(UserError, match="schema_version: 99 is not 2"):
         open_view(view_copy.url)
 
 
-@pytest.mark.parametrize("key", ["fingerprint", "samples", "datasets"])
+@pytest.mark.parametrize("key", ["fingerprint", "samples", "shards", "datasets"])
 def test_a_view_that_lacks_what_it_needs_is_a_users_error(view_copy: View, key: str) -> None:
     for damaged in ({name: value for name, value in view_copy.description.items() if name != key}, {key: 5}):
-        Path(view_copy.url, "view.json").write_text(json.dumps({"schema_version": 1, **damaged}))
+        Path(view_copy.url, "view.json").write_text(json.dumps({"schema_version": 2, **damaged}))
         with pytest.raises(UserError, match=r"view\.json: \w+: missing, or no"):
             open_view(view_copy.url)
 
@@ -222,17 +253,19 @@ def test_a_folder_with_a_view_and_its_dataset_may_be_moved(view_copy: View, tmp_
 
 
 def test_a_view_written_with_relative_paths_opens_from_another_folder(
-    dataset_copy: Path, tmp_path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+    dataset_copy: Path, tmp_path: Path, table: pa.Table, shards: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_view("views/a", table, datasets=["dataset"], description={})
+    write_view("views/a", table, shards, datasets=["dataset"], description={})
     assert open_view("views/a").datasets[0].exists("000000.tar")
     monkeypatch.chdir("/")
     assert open_view(str(tmp_path / "views" / "a")).datasets[0].url == str(dataset_copy)
 
 
-def test_a_view_may_be_named_by_a_file_url(dataset_copy: Path, tmp_path: Path, table: pa.Table) -> None:
-    write_view(f"file://{tmp_path}/view", table, datasets=[str(dataset_copy)], description={})
+def test_a_view_may_be_named_by_a_file_url(
+    dataset_copy: Path, tmp_path: Path, table: pa.Table, shards: pa.Table
+) -> None:
+    write_view(f"file://{tmp_path}/view", table, shards, datasets=[str(dataset_copy)], description={})
     for url in (f"file://{tmp_path}/view", str(tmp_path / "view")):
         assert open_view(url).datasets[0].url == str(dataset_copy)
 
@@ -256,6 +289,7 @@ def test_a_reader_between_two_views_opens_the_new_one(
             write_view(
                 view_copy.url,
                 smaller,
+                view_copy.shards,
                 datasets=[str(dataset_copy)],
                 description={"counts": {"splits": {"train": 9}}},
             )
@@ -273,6 +307,7 @@ def test_parquet_files_that_are_not_the_views_own_stay(
     write_view(
         view_copy.url,
         view_copy.table.slice(0, 9),
+        view_copy.shards,
         datasets=[str(dataset_copy)],
         description={"counts": {"splits": {"train": 9}}},
     )

@@ -136,7 +136,7 @@ def test_a_run_is_resumed_with_other_settings_that_do_not_shape_the_student(smal
         "python",
         settings(
             Path(f"{small_view}/"), tmp_path, "--epochs=2", "--micro_batch_size=8", "--stream.num_workers=1",
-            "--stream.max_replaced_share=0.5", "--student.gradient_checkpointing=true",
+            "--stream.max_damaged_share=0.5", "--student.gradient_checkpointing=true",
         ),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -16,7 +16,7 @@ from shards.dataset import read_dataset
 from shards.errors import ConfigError, UserError
 from shards.index import index_metadata, index_name, read_index
 from shards.storage import Storage, open_storage
-from shards.view import SPLITS, write_view
+from shards.view import SHARD_SCHEMA, SPLITS, shard_entry, write_view
 from xmodal.benchmarks import load_benchmark
 from xmodal.crawl.pictures import PILLOW_MAX_PIXELS, PictureConfig, RefusedPictureError, check_picture
 from xmodal.curation import steps
@@ -26,7 +26,7 @@ from xmodal.labels import CLASSES, histogram
 
 log = logging.getLogger(__name__)
 
-_PLACE = ("key", "image_ext", "image_offset", "image_length")
+_PLACE = ("key", "image_ext", "image_offset", "image_length", "image_crc32")
 _FIELDS = ("soft_label", "sha256", "pdq", "post_id", "width", "height")
 
 
@@ -107,7 +107,7 @@ def curate(config: CurateConfig) -> CurateSummary:
     """
     storages = [open_storage(dataset) for dataset in config.datasets]
     documents = [read_dataset(storage) for storage in storages]
-    table = _read_samples(storages, documents)
+    table, shards = _read_samples(storages, documents)
     if not table.num_rows:
         raise UserError(f"{config.datasets}: no samples", "label some posts first")
     samples = _samples(table)
@@ -122,10 +122,11 @@ def curate(config: CurateConfig) -> CurateSummary:
     )
     table = table.append_column("split", pa.array(np.array(SPLITS)[numbers]))
     splits = {name: int((numbers == number).sum()) for number, name in enumerate(SPLITS)}
-    rows = table.select(["dataset", "shard", "key", "image_ext", "image_offset", "image_length", "split"])
+    rows = table.select(["dataset", "shard", *_PLACE, "split"])
     mark, _ = write_view(
         config.view,
         rows.append_column("target", table["soft_label"]),
+        shards,
         datasets=config.datasets,
         description={
             "classes": list(CLASSES),
@@ -170,9 +171,9 @@ def _apply(
     return stays, funnel
 
 
-def _read_samples(storages: Sequence[Storage], documents: Sequence[dict[str, Any]]) -> pa.Table:
-    """All samples of the datasets, in the order of (dataset, shard, place in the shard)."""
-    tables = []
+def _read_samples(storages: Sequence[Storage], documents: Sequence[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
+    """All samples of the datasets, in the order of (dataset, shard, place in the shard), and the shards they are in."""
+    tables, shards = [], []
     for number, (storage, document) in enumerate(zip(storages, documents, strict=True)):
         for shard in document["shards"]:
             if not shard["samples"]:
@@ -195,12 +196,14 @@ def _read_samples(storages: Sequence[Storage], documents: Sequence[dict[str, Any
                     f"{storage.url}/{shard['name']}: samples without {', '.join(sorted(missing))}",
                     "curate datasets that `xmodal label` made",
                 )
+            shards.append(shard_entry(number, shard["name"], index))
             # The other fields' types may differ from dataset to dataset.
             index = index.select([*_PLACE, *_FIELDS])
             index = index.append_column("dataset", pa.array(np.full(index.num_rows, number, dtype=np.int32)))
             index = index.append_column("shard", pa.array([shard["name"]] * index.num_rows))
             tables.append(index)
-    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
+    return table, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)
 
 
 def _samples(table: pa.Table) -> Samples:

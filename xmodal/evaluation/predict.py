@@ -1,7 +1,6 @@
 """A student's probabilities for the pictures of a benchmark: every picture once, over all processes."""
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from shards.decode import UndecodableImageError, decode_rgb, eval_pixels
+from shards.augment import eval_pixels
+from shards.decode import UndecodableImageError
 from shards.errors import UserError
 from shards.stream import normalise, padded_batches
 from xmodal.labels import CLASSES
@@ -34,12 +34,10 @@ class _PictureFiles(Dataset):
             if place < 0:
                 continue
             try:
-                image = decode_rgb(self.paths[place].read_bytes(), min_side=math.ceil(size / self.spec.crop_share))
+                pixels[number] = eval_pixels(self.paths[place].read_bytes(), size, self.spec.crop_share)
             except UndecodableImageError as error:
                 log.warning("%s: cannot be decoded (%s); left out", self.paths[place], error)
                 decoded[-1] = -1
-                continue
-            pixels[number] = eval_pixels(image, size, self.spec.crop_share)
         return torch.from_numpy(pixels), torch.tensor(decoded)
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shards.augment import AugmentConfig
 from shards.checks import require_range
-from shards.decode import AugmentConfig
 from shards.errors import ConfigError
 from shards.stream import StreamConfig
 from xmodal.students import StudentConfig

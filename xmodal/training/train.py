@@ -137,6 +137,7 @@ class _Run:
                     ranks=self.ranks,
                     keep=self.config.keep_checkpoints,
                 )
+        self.stream.close()
         self._export()
         if self.log:
             self.log.close()
@@ -197,7 +198,7 @@ class _Run:
                 "images_per_second": timing["images_per_second"] * self.ranks.world_size,
                 "data_wait_share": timing["data_wait_share"],
                 "memory_gib": memory_gib(),
-                "replaced": self.stream.num_replaced,
+                "damaged": self.stream.num_damaged,
             }
             self.log.write("step", self.step, values)
 
@@ -210,10 +211,10 @@ class _Run:
         stream = EvalStream(
             self.view,
             split="val",
+            config=self.config.stream,
             size=self.spec.size,
             crop_share=self.spec.crop_share,
             batch_size=self.engine.train_micro_batch_size_per_gpu(),
-            num_workers=self.config.stream.num_workers,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
@@ -272,7 +273,8 @@ def _class_weights(view: View, config: TrainConfig) -> torch.Tensor | None:
 _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
-    "student.gradient_checkpointing", "stream.num_workers", "stream.max_replaced_share",
+    "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
+    "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip
 """Settings that do not shape the student: a run may be resumed with others."""
 
