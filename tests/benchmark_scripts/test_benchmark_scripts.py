@@ -1,16 +1,22 @@
 """The scripts in benchmarks/ run alone and write what they promise. How fast anything is, is no matter of tests."""
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from shards.stream import StreamConfig
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(script: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", "report.json"]
+def run(script: str, folder: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", "--json", "report.json", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "report.json").read_text())
@@ -34,3 +40,33 @@ def test_the_benchmark_of_the_order_writes_its_report(tmp_path):
     assert all(value > 0 for name in figures for value in figures[name] if name != "memory_mib")
     # That is what O(shards) means here: some arrays of a million integers.
     assert max(figures["memory_mib"]) < 200
+
+
+def test_the_benchmark_of_shuffling_writes_its_report_and_draws_it(tmp_path):
+    report = run("shuffle.py", tmp_path, "--plot", ".")
+    assert {len(values) for figures in report["results"].values() for values in figures.values()} == {5}
+    results = {
+        name: {figure: statistics.median(values) for figure, values in figures.items()}
+        for name, figures in report["results"].items()
+    }
+    # What is known of the ideal beforehand: 1,000 shards of one size would feed 1000 (1 - 0.999^256) = 226 to a batch.
+    ideal = results["full permutation"]
+    assert ideal["neighbour_distance_ratio"] == pytest.approx(1, abs=0.01)
+    assert ideal["class_share_std_ratio"] == pytest.approx(1, abs=0.05)
+    assert ideal["neighbours_in_one_batch_percent"] == pytest.approx(100 * 255 / 10**6, rel=0.1)
+    assert 220 < ideal["shards_per_batch"] < 226
+    assert ideal["correlation_with_stored_order"] < 0.01
+    # 64 lanes that read a shard at a time, and then more at a time.
+    blocks = [results[f"xmodal, 64 lanes, {block} a block"] for block in ("1 shard", "4 shards", "16 shards")]
+    assert 60 <= blocks[0]["shards_per_batch_min"] <= blocks[0]["shards_per_batch"] < 70
+    for figure in ("neighbour_distance_ratio", "shards_per_batch", "shards_per_64_batches"):
+        assert blocks[0][figure] * 1.2 < blocks[1][figure] < blocks[2][figure] / 1.2
+    config = StreamConfig()
+    default = results[f"xmodal, {config.num_lanes} lanes, {config.shards_per_block} shards a block"]
+    assert default["shards_per_batch"] > 150
+    small, large = (results[f"shard shuffle + buffer of {size}"] for size in ("1,000", "10,000"))
+    assert small["neighbour_distance_ratio"] < large["neighbour_distance_ratio"] < 0.5
+    drawing = (tmp_path / "shuffle.svg").read_text()
+    assert ElementTree.fromstring(drawing).tag.endswith("svg")
+    assert all(f"<!-- {name} -->" in drawing for name in results if results[name] is not default)
+    assert "dc:date" not in drawing

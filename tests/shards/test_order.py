@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shards.order
 from shards.errors import UserError
 from shards.order import EpochOrder, lane_bounds, lanes_of_rank, num_batches_of_epoch, sample_generator
 
@@ -47,6 +48,39 @@ def batches_of_rank(order: EpochOrder, global_batch_size: int, rank: int, world_
         [int(row) for lane in lanes for row in lane[batch * count : (batch + 1) * count]]
         for batch in range(num_batches)
     ]
+
+
+def batches_by_workers(
+    order: EpochOrder, global_batch_size: int, rank: int, world_size: int, num_workers: int
+) -> list[list[int]]:
+    """The rows of each of a rank's batches, where worker w makes every batch k of k % num_workers = w by itself."""
+    count = global_batch_size // order.num_lanes
+    num_batches = num_batches_of_epoch(int(order.shard_sizes.sum()), order.num_lanes, global_batch_size)
+    batches: list[list[int]] = [[] for _ in range(num_batches)]
+    for worker in range(num_workers):
+        shards.order._block_permutation.cache_clear()  # a worker is a process, and knows nothing of the others' work
+        own = EpochOrder(order.shard_sizes, order.seed, order.epoch, order.num_lanes, order.shards_per_block)
+        for batch in range(worker, num_batches, num_workers):
+            positions = np.arange(batch * count, (batch + 1) * count)
+            for lane in lanes_of_rank(rank, world_size, order.num_lanes):
+                batches[batch] += own.rows(lane, positions).tolist()
+    return batches
+
+
+def assert_same_batches(order: EpochOrder, samples_per_lane_and_step: int, num_workers: int) -> None:
+    """Each sample at most once, and global batch k the same set for every number of ranks, with so many workers."""
+    global_batch_size = order.num_lanes * samples_per_lane_and_step
+    alone = batches_of_rank(order, global_batch_size, 0, 1)
+    seen = [row for batch in alone for row in batch]
+    assert len(set(seen)) == len(seen)
+    assert int(order.shard_sizes.sum()) - len(seen) < order.num_lanes + global_batch_size
+    for world_size in (number for number in range(1, order.num_lanes + 1) if order.num_lanes % number == 0):
+        ranks = [
+            batches_by_workers(order, global_batch_size, rank, world_size, num_workers) for rank in range(world_size)
+        ]
+        assert {len(batches) for batches in ranks} == {len(alone)}
+        together = [set(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)]
+        assert together == [set(batch) for batch in alone]
 
 
 def assert_fair(order: EpochOrder) -> None:
@@ -100,6 +134,39 @@ def test_a_global_batch_is_the_same_set_of_samples_for_every_number_of_ranks(
         assert {len(batch) for batches in ranks for batch in batches} == {global_batch_size // world_size}
         together = [[row for part in parts for row in part] for parts in zip(*ranks, strict=True)]
         assert together == alone
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("samples_per_lane_and_step", [1, 3])
+@pytest.mark.parametrize(("sizes", "lanes", "block"), GRID)
+def test_batches_are_the_same_for_any_ranks_and_workers(
+    sizes: np.ndarray, lanes: int, block: int, samples_per_lane_and_step: int, num_workers: int
+) -> None:
+    assert_same_batches(EpochOrder(sizes, 2, 1, lanes, block), samples_per_lane_and_step, num_workers)
+
+
+@settings(max_examples=60)
+@given(order=orders(), samples_per_lane_and_step=st.integers(1, 6), num_workers=st.integers(1, 5))
+def test_batches_are_the_same_for_any_shards_ranks_and_workers(
+    order: EpochOrder, samples_per_lane_and_step: int, num_workers: int
+) -> None:
+    assert_same_batches(order, samples_per_lane_and_step, num_workers)
+
+
+@settings(max_examples=40)
+@given(
+    sizes=st.lists(st.integers(8, 60), min_size=4, max_size=12),
+    lanes=st.integers(1, 4),
+    block=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 10**6),
+)
+def test_any_other_epoch_or_seed_is_another_order(
+    sizes: list[int], lanes: int, block: int, seed: int, epoch: int
+) -> None:
+    pairs = {(seed, epoch), (seed + 1, epoch), (seed, epoch + 1), (epoch, seed)}  # neither may stand for the other
+    orders_seen = {tuple(np.concatenate(all_rows(EpochOrder(np.array(sizes), *pair, lanes, block)))) for pair in pairs}
+    assert len(orders_seen) == len(pairs)
 
 
 def test_epochs_and_seeds_differ() -> None:
