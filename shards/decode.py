@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -53,7 +53,7 @@ def decode_rgb(content: bytes, *, min_side: int | None = None) -> Image.Image:
                 image.draft("RGB", (min_side, min_side))
             return to_rgb(image)
     except Exception as error:  # Pillow raises whatever its parsing of damaged bytes trips over
-        raise UndecodableImageError(str(error)) from error
+        raise _undecodable(error) from error
 
 
 Box = tuple[float, float, float, float]
@@ -82,7 +82,13 @@ def decode_crop(content: bytes, choose: Callable[[tuple[int, int]], Box], size: 
                 box = choose(whole)
             return np.array(rgb.crop(_whole_pixels(box, whole, rgb.size)))
     except Exception as error:  # as above
-        raise UndecodableImageError(str(error)) from error
+        raise _undecodable(error) from error
+
+
+def _undecodable(error: Exception) -> UndecodableImageError:
+    # Pillow's own message of these is the address of a buffer.
+    unknown = isinstance(error, UnidentifiedImageError)
+    return UndecodableImageError("no picture of a known format" if unknown else str(error))
 
 
 def _whole_pixels(box: Box, whole: tuple[int, int], decoded: tuple[int, int]) -> tuple[int, int, int, int]:

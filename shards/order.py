@@ -1,28 +1,31 @@
 """The order of an epoch: pure functions from (seed, epoch, lanes) to rows. No I/O, no state.
 
-An epoch's samples, shard after shard in a permutation of the shards, are cut into lanes of equal length. A lane is
-read in blocks of a few shards; within a block the order is permuted. A global batch takes the same number of samples
-of every lane, and a rank owns a contiguous range of lanes: so global batch k is the same set of samples for every
-number of ranks that divides the lanes.
+An epoch's samples, shard after shard in a permutation of the shards, are cut into lanes of equal length. A lane is cut
+into blocks of equal length, each of about as many samples as a few shards hold; within a block the order is permuted.
+A global batch takes the same number of samples of every lane, and a rank owns a contiguous range of lanes: so global
+batch k is the same set of samples for every number of ranks that divides the lanes.
 """
 
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from shards.errors import UserError
 
-_SHARDS_STREAM, _BLOCK_STREAM, _SAMPLE_STREAM = range(3)
+ORDER_VERSION = 1
+"""Another one orders the same rows differently: a run cannot go on in the middle of an epoch."""
+MAX_SEED = 2**32 - 1
+"""Larger seeds would be cut into two, and be those of another epoch."""
+_SHARDS_STREAM, _BLOCK_STREAM, _SAMPLE_STREAM, _OFFSET_STREAM = range(4)
 
 
-def lane_bounds(num_samples: int, num_lanes: int) -> np.ndarray:
+def lane_bounds(num_samples: int, num_lanes: int, offset: int = 0) -> np.ndarray:
     """Cut an epoch of `num_samples` into `num_lanes` stretches of equal length.
 
-    Returns the `num_lanes + 1` boundaries, int64. The last `num_samples % num_lanes` samples are left out of this
-    epoch; since the shards are permuted anew each epoch, they are other samples each time.
+    Returns the `num_lanes + 1` boundaries, int64. `num_samples % num_lanes` samples are left out of this epoch: the
+    first `offset` of them, and the others at the end.
     """
-    return np.arange(num_lanes + 1, dtype=np.int64) * (num_samples // num_lanes)
+    return offset + np.arange(num_lanes + 1, dtype=np.int64) * (num_samples // num_lanes)
 
 
 def lanes_of_rank(rank: int, world_size: int, num_lanes: int) -> range:
@@ -60,63 +63,81 @@ def num_batches_of_epoch(num_samples: int, num_lanes: int, global_batch_size: in
 class EpochOrder:
     """The order of one epoch over rows that lie shard after shard.
 
-    `shard_sizes`: int64 `(num_shards,)`, rows of each shard. Memory is O(num_shards); seeking is O(log num_shards)
-    and does not depend on how far into the epoch.
+    `shard_sizes`: int64 `(num_shards,)`, rows of each shard. `bounds`: int64 `(num_lanes + 1,)`, where the lanes lie in
+    the samples of the permuted shards. Memory is O(num_shards) and a block a lane; seeking is
+    O(log num_shards) and making the block that it leads to, however far into the epoch.
     """
 
     def __init__(self, shard_sizes: np.ndarray, seed: int, epoch: int, num_lanes: int, shards_per_block: int) -> None:
         self.shard_sizes, self.num_lanes, self.shards_per_block = shard_sizes, num_lanes, shards_per_block
         self.seed, self.epoch = seed, epoch
-        permutation = _generator(seed, epoch, _SHARDS_STREAM).permutation(len(shard_sizes))
-        self._shards = permutation
+        self._shards = _permutation(len(shard_sizes), seed, epoch, _SHARDS_STREAM)
         # Position p of the epoch lies in the shard at place `searchsorted(ends, p, "right")` of the permutation.
-        self._first_rows = np.concatenate([[0], np.cumsum(shard_sizes)[:-1]])[permutation]
-        self._ends = np.cumsum(shard_sizes[permutation])
-        self._bounds = lane_bounds(int(shard_sizes.sum()), num_lanes)
+        self._first_rows = np.concatenate([[0], np.cumsum(shard_sizes)[:-1]])[self._shards]
+        self._ends = np.cumsum(shard_sizes[self._shards])
+        num_samples = int(shard_sizes.sum())
+        # Without it, a single shard would never show its last samples.
+        offset = int(_bits(1, seed, epoch, _OFFSET_STREAM)[0] % np.uint64(num_samples % num_lanes + 1))
+        self.bounds = lane_bounds(num_samples, num_lanes, offset)
+        self._blocks: dict[int, tuple[int, np.ndarray]] = {}
+        """Of each lane, the block that was asked for last, and its permutation: the next rows are most likely there."""
 
     @property
     def samples_per_lane(self) -> int:
         """How many samples each lane has in this epoch."""
-        return int(self._bounds[1])
+        return int(self.bounds[1] - self.bounds[0])
 
     def rows(self, lane: int, positions: np.ndarray) -> np.ndarray:
         """The rows (int64) at `positions` (each in `[0, samples_per_lane)`) of a lane."""
-        start, stop = self._bounds[lane], self._bounds[lane + 1]
-        edges = self._block_edges(int(start), int(stop))
-        blocks = np.searchsorted(edges, positions, side="right") - 1
+        blocks = self._block_of(lane, positions)
         shuffled = np.empty(len(positions), dtype=np.int64)
-        for block in np.unique(blocks):
-            permutation = _block_permutation(
-                self.seed, self.epoch, lane, int(block), int(edges[block + 1] - edges[block])
-            )
+        for block in np.unique(blocks).tolist():
             chosen = blocks == block
-            shuffled[chosen] = edges[block] + permutation[positions[chosen] - edges[block]]
-        return self._row_at(shuffled + start)
+            start = self._block_start(lane, block)
+            shuffled[chosen] = start + self._permuted_block(lane, block)[positions[chosen] - start]
+        return self._row_at(shuffled + self.bounds[lane])
 
     def blocks_ahead(self, lane: int, position: int, count: int) -> tuple[list[list[int]], int]:
         """The shards of the block at a lane's `position` and of those that follow it, `count` blocks in all if there
         are so many; and the position at which the first of them ends.
         """
-        start, stop = int(self._bounds[lane]), int(self._bounds[lane + 1])
-        edges = self._block_edges(start, stop)
-        first = int(np.searchsorted(edges, position, side="right")) - 1
+        first = int(self._block_of(lane, np.array([position]))[0])
+        last = min(first + count, self._num_blocks(lane))
+        edges = [self._block_start(lane, block) for block in range(first, last + 1)]
         blocks = []
-        for low, high in pairwise(edges[first : first + count + 1] + start):
-            places = np.searchsorted(self._ends, [low, high - 1], side="right")
+        for low, high in pairwise(edges):
+            places = self._place_of(self.bounds[lane] + np.array([low, high - 1]))
             blocks.append(self._shards[places[0] : places[1] + 1].tolist())
-        return blocks, int(edges[first + 1])
+        return blocks, edges[1]
+
+    def _place_of(self, positions: np.ndarray) -> np.ndarray:
+        """At which place of the permutation of the shards the epoch's positions lie."""
+        return np.searchsorted(self._ends, positions, side="right")
 
     def _row_at(self, positions: np.ndarray) -> np.ndarray:
-        places = np.searchsorted(self._ends, positions, side="right")
+        places = self._place_of(positions)
         shard_starts = np.where(places > 0, self._ends[places - 1], 0)
         return self._first_rows[places] + positions - shard_starts
 
-    def _block_edges(self, start: int, stop: int) -> np.ndarray:
-        """Edges of a lane's blocks, relative to the lane's start: every `shards_per_block`-th end of a shard."""
-        ends = self._ends
-        inner = ends[np.searchsorted(ends, start, side="right") : np.searchsorted(ends, stop, side="left")]
-        edges = inner[self.shards_per_block - 1 :: self.shards_per_block]
-        return np.concatenate([[0], edges - start, [stop - start]]).astype(np.int64)
+    def _num_blocks(self, lane: int) -> int:
+        """As many as make blocks of about `shards_per_block` shards, all of equal length: a short one mixes less."""
+        first, last = self._place_of(np.array([self.bounds[lane], self.bounds[lane + 1] - 1])).tolist()
+        return max(1, round((last - first + 1) / self.shards_per_block))
+
+    def _block_start(self, lane: int, block: int) -> int:
+        return block * self.samples_per_lane // self._num_blocks(lane)
+
+    def _block_of(self, lane: int, positions: np.ndarray) -> np.ndarray:
+        """The block that each of the lane's positions lies in: the last that starts at or before it."""
+        return ((positions + 1) * self._num_blocks(lane) - 1) // self.samples_per_lane
+
+    def _permuted_block(self, lane: int, block: int) -> np.ndarray:
+        kept = self._blocks.get(lane)
+        if kept is None or kept[0] != block:
+            length = self._block_start(lane, block + 1) - self._block_start(lane, block)
+            kept = block, _permutation(length, self.seed, self.epoch, _BLOCK_STREAM, lane, block)
+            self._blocks[lane] = kept
+        return kept[1]
 
 
 class EpochOrders:
@@ -135,16 +156,25 @@ class EpochOrders:
         return self._made[epoch]
 
 
-def _generator(*key: int) -> np.random.Generator:
-    # A sequence of integers is hashed into independent streams; no global state, the same on every machine.
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-
-@lru_cache(maxsize=256)
-def _block_permutation(seed: int, epoch: int, lane: int, block: int, length: int) -> np.ndarray:
-    return _generator(seed, epoch, _BLOCK_STREAM, lane, block).permutation(length)
-
-
 def sample_generator(seed: int, epoch: int, row: int) -> np.random.Generator:
     """The random numbers for one sample's augmentation in one epoch: the same whichever rank or worker draws them."""
-    return _generator(seed, epoch, _SAMPLE_STREAM, row)
+    return np.random.Generator(_bit_generator(seed, epoch, _SAMPLE_STREAM, row))
+
+
+def _bit_generator(*key: int) -> np.random.Philox:
+    # A sequence of integers is hashed into independent streams; no global state, the same on every machine.
+    return np.random.Philox(np.random.SeedSequence(key))
+
+
+def _bits(count: int, *key: int) -> np.ndarray:
+    """uint64 `(count,)`, random."""
+    return _bit_generator(*key).random_raw(count)
+
+
+def _permutation(length: int, *key: int) -> np.ndarray:
+    """A permutation of `range(length)`, int64.
+
+    By sorting raw bits, which numpy promises never to change, as it does not of its own permutations: an upgrade must
+    not let a run resume in another order.
+    """
+    return np.argsort(_bits(length, *key), kind="stable")

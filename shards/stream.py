@@ -19,7 +19,15 @@ from shards.cache import ShardCache, default_cache_folder
 from shards.checks import require_range
 from shards.decode import UndecodableImageError
 from shards.errors import UserError
-from shards.order import EpochOrder, EpochOrders, lanes_of_rank, num_batches_of_epoch, sample_generator
+from shards.order import (
+    MAX_SEED,
+    ORDER_VERSION,
+    EpochOrder,
+    EpochOrders,
+    lanes_of_rank,
+    num_batches_of_epoch,
+    sample_generator,
+)
 from shards.reader import DamagedSampleError, SampleReader
 from shards.view import View
 
@@ -56,7 +64,8 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         require_range(self, "num_lanes", "shards_per_block", least=1)
-        require_range(self, "num_workers", "seed", "max_cache_gib", least=0)
+        require_range(self, "num_workers", "max_cache_gib", least=0)
+        require_range(self, "seed", least=0, most=MAX_SEED)
         require_range(self, "max_damaged_share", least=0, most=1)
 
 
@@ -285,6 +294,7 @@ class TrainStream:
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "order_version": ORDER_VERSION,
             "seed": self.config.seed,
             "num_lanes": self.config.num_lanes,
             "shards_per_block": self.config.shards_per_block,
@@ -295,9 +305,9 @@ class TrainStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` stands. Raises UserError if it is of another view, seed, lanes or batch size."""
         for name, now in self.state_dict().items():
-            if name not in ("epoch", "step") and state[name] != now:
+            if name not in ("epoch", "step") and state.get(name) != now:
                 raise UserError(
-                    f"checkpoint: the stream's {name} was {state[name]!r} and is {now!r} now",
+                    f"checkpoint: the stream's {name} was {state.get(name)!r} and is {now!r} now",
                     "resume with the view and the settings of the first run, or start a new output folder",
                 )
         self.epoch, self.step = state["epoch"], state["step"]

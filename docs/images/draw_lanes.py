@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from shards.order import EpochOrder, lane_bounds, lanes_of_rank, num_batches_of_epoch
+from shards.order import EpochOrder, lanes_of_rank, num_batches_of_epoch
 
 SHARD_SIZES = np.array([34, 22, 41, 27, 36, 18, 30, 45, 25, 38, 21, 33, 29, 40, 24, 20])
 NUM_LANES, SHARDS_PER_BLOCK, SAMPLES_PER_LANE_AND_STEP = 4, 2, 8
@@ -25,7 +25,9 @@ SHOWN_BATCH = 8
 
 NUM_SAMPLES = int(SHARD_SIZES.sum())
 SHARD_OF_ROW = np.repeat(np.arange(len(SHARD_SIZES)), SHARD_SIZES)
-BOUNDS = lane_bounds(NUM_SAMPLES, NUM_LANES)
+ORDER = EpochOrder(SHARD_SIZES, SEED, EPOCH, NUM_LANES, SHARDS_PER_BLOCK)
+BOUNDS = ORDER.bounds
+LANE_LENGTH = ORDER.samples_per_lane
 
 # Colours from dark to light in the order of the shards: without colours, too, one sees that they are permuted.
 COLOURS = matplotlib.colormaps["viridis"](np.linspace(0.06, 0.97, len(SHARD_SIZES)))
@@ -59,10 +61,19 @@ def main() -> None:
         figure.savefig(folder / "lanes.svg", format="svg", metadata={"Date": None, "Creator": None})
 
 
-def shards_in_order(num_lanes: int, lane: int, shards_per_block: int) -> np.ndarray:
-    """The shard of each sample of a lane, one after the other."""
-    order = EpochOrder(SHARD_SIZES, SEED, EPOCH, num_lanes, shards_per_block)
-    return SHARD_OF_ROW[order.rows(lane, np.arange(order.samples_per_lane))]
+def permuted_shards() -> np.ndarray:
+    """The shard of each sample of the epoch before its lanes are shuffled."""
+    # A single lane of a single block has all shards, in the epoch's order.
+    [[shards], _] = EpochOrder(SHARD_SIZES, SEED, EPOCH, 1, len(SHARD_SIZES)).blocks_ahead(0, 0, 1)
+    return np.repeat(shards, SHARD_SIZES[shards])
+
+
+def block_edges(lane: int) -> list[int]:
+    """Where the blocks of a lane end."""
+    edges = []
+    while not edges or edges[-1] < LANE_LENGTH:
+        edges.append(ORDER.blocks_ahead(lane, edges[-1] if edges else 0, 1)[1])
+    return edges
 
 
 def edges_of_runs(values: np.ndarray) -> list[int]:
@@ -78,32 +89,33 @@ def draw_shards(axes: Axes) -> None:
     draw_runs(axes, SHARD_OF_ROW, STORED, SHARD_HEIGHT, scale)
     heading(axes, 0, PERMUTED + SHARD_HEIGHT, "2  … and cuts them into lanes of equal length")
     say(axes, -1.5, PERMUTED + SHARD_HEIGHT / 2, "permuted", ha="right")
-    # One lane and blocks of one shard leave nothing but the permutation of the shards.
-    draw_runs(axes, shards_in_order(1, 0, 1), PERMUTED, SHARD_HEIGHT, scale)
+    draw_runs(axes, permuted_shards(), PERMUTED, SHARD_HEIGHT, scale)
     for lane, (start, stop) in enumerate(itertools.pairwise(BOUNDS * scale)):
         low, high = PERMUTED - 1.2, PERMUTED - 0.4
         axes.plot([start + 0.15] * 2 + [stop - 0.15] * 2, [high, low, low, high], color=INK, linewidth=0.8)
         say(axes, (start + stop) / 2, low - 1.5, f"lane {lane}")
-    used = BOUNDS[-1] * scale
-    axes.add_patch(
-        Rectangle((used, PERMUTED), WIDTH - used, SHARD_HEIGHT, facecolor="white", hatch="/" * 8, linewidth=0)
-    )
-    text = f"the last {NUM_SAMPLES - BOUNDS[-1]} samples (fewer than\nlanes) are left out this time"
+    for start, stop in ((0, BOUNDS[0] * scale), (BOUNDS[-1] * scale, WIDTH)):
+        style = {"facecolor": "white", "hatch": "/" * 8, "linewidth": 0}
+        axes.add_patch(Rectangle((start, PERMUTED), stop - start, SHARD_HEIGHT, **style))
+    left_out = NUM_SAMPLES - NUM_LANES * LANE_LENGTH
+    text = f"{left_out} samples (fewer than lanes) at\nits ends are left out this time"
     say(axes, WIDTH + 1.5, PERMUTED + SHARD_HEIGHT / 2, text, ha="left", fontsize=8)
 
 
 def draw_lanes(axes: Axes) -> None:
     """Each lane's shards, its blocks, and below them its samples in the order of the epoch."""
-    scale = WIDTH / int(BOUNDS[1])
-    heading(axes, 0, LANES_TOP + 0.9, f"3  A lane shuffles its samples within blocks of {SHARDS_PER_BLOCK} shards")
+    scale = WIDTH / LANE_LENGTH
+    heading(
+        axes, 0, LANES_TOP + 0.9, f"3  A lane shuffles its samples within blocks of about {SHARDS_PER_BLOCK} shards"
+    )
     say(axes, WIDTH, LANES_TOP + 2.6, "black bars: edges of blocks", ha="right", fontsize=8)
     for lane in range(NUM_LANES):
         top = LANES_TOP - lane * LANE_STEP
         say(axes, -1.5, top - LANE_HEIGHT / 2, f"lane {lane}", ha="right")
-        shards = shards_in_order(NUM_LANES, lane, 1)
+        shards = permuted_shards()[BOUNDS[lane] : BOUNDS[lane + 1]]
         draw_runs(axes, shards, top - SHARD_HEIGHT, SHARD_HEIGHT, scale)
-        draw_mixed(axes, shards_in_order(NUM_LANES, lane, SHARDS_PER_BLOCK), top - LANE_HEIGHT, scale)
-        for edge in edges_of_runs(shards)[SHARDS_PER_BLOCK:-1:SHARDS_PER_BLOCK]:
+        draw_mixed(axes, SHARD_OF_ROW[ORDER.rows(lane, np.arange(LANE_LENGTH))], top - LANE_HEIGHT, scale)
+        for edge in block_edges(lane)[:-1]:
             axes.plot([edge * scale] * 2, [top + 0.5, top - LANE_HEIGHT - 0.5], color="white", linewidth=4)
             axes.plot([edge * scale] * 2, [top + 0.5, top - LANE_HEIGHT - 0.5], color=INK, linewidth=1.6)
 
@@ -129,7 +141,7 @@ def draw_mixed(axes: Axes, shards: np.ndarray, bottom: float, scale: float) -> N
 def draw_batches(axes: Axes) -> None:
     """The slices of all lanes that are global batches."""
     count = SAMPLES_PER_LANE_AND_STEP
-    width = count * WIDTH / int(BOUNDS[1])
+    width = count * WIDTH / LANE_LENGTH
     say(axes, -1.5, LANES_BOTTOM - 2.4, "global batch", ha="right")
     for batch in range(num_batches_of_epoch(NUM_SAMPLES, NUM_LANES, NUM_LANES * count)):
         style = {"color": FRAME, "weight": "bold"} if batch == SHOWN_BATCH else {}

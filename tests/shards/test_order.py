@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import shards.order
 from shards.errors import UserError
-from shards.order import EpochOrder, lane_bounds, lanes_of_rank, num_batches_of_epoch, sample_generator
+from shards.order import EpochOrder, EpochOrders, lane_bounds, lanes_of_rank, num_batches_of_epoch, sample_generator
 
 UNEVEN = [9, 3, 14, 1, 8, 17, 40, 2]
 GRID = [
@@ -58,7 +57,6 @@ def batches_by_workers(
     num_batches = num_batches_of_epoch(int(order.shard_sizes.sum()), order.num_lanes, global_batch_size)
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     for worker in range(num_workers):
-        shards.order._block_permutation.cache_clear()  # a worker is a process, and knows nothing of the others' work
         own = EpochOrder(order.shard_sizes, order.seed, order.epoch, order.num_lanes, order.shards_per_block)
         for batch in range(worker, num_batches, num_workers):
             positions = np.arange(batch * count, (batch + 1) * count)
@@ -188,15 +186,61 @@ def test_the_order_is_a_function_of_its_arguments_alone() -> None:
 def test_the_order_never_changes_between_releases() -> None:
     # A checkpoint of an earlier release must go on where it stood: another order here would need a check on resume.
     order = EpochOrder(np.array([3, 4, 5]), 0, 0, 2, 1)
-    assert [lane.tolist() for lane in all_rows(order)] == [[8, 11, 9, 10, 7, 0], [2, 1, 6, 4, 5, 3]]
+    assert [lane.tolist() for lane in all_rows(order)] == [[1, 0, 2, 4, 3, 5], [8, 7, 6, 9, 10, 11]]
 
 
-def test_the_samples_left_out_of_an_epoch_are_others_each_time() -> None:
-    sizes = np.array([3] * 10 + [1])
+@pytest.mark.parametrize("sizes", [[3] * 10 + [1], [31]], ids=["many shards", "one shard"])
+def test_the_samples_left_out_of_an_epoch_are_others_each_time(sizes: list[int]) -> None:
     seen: set[int] = set()
     for epoch in range(40):
-        seen |= set(np.concatenate(all_rows(EpochOrder(sizes, 0, epoch, 6, 2))).tolist())
+        seen |= set(np.concatenate(all_rows(EpochOrder(np.array(sizes), 0, epoch, 8, 2))).tolist())
     assert seen == set(range(31))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=60), num_lanes=st.integers(1, 9), a_block=st.integers(1, 9)
+)
+def test_a_lanes_blocks_are_equal_and_span_about_as_many_shards_as_asked_for(
+    sizes: list[int], num_lanes: int, a_block: int
+) -> None:
+    order = EpochOrder(np.array(sizes), 5, 1, num_lanes, a_block)
+    if not order.samples_per_lane:
+        return
+    shard_of_row = np.repeat(np.arange(len(sizes)), sizes)
+    for lane, rows in enumerate(all_rows(order)):
+        position, lengths = 0, []
+        while position < order.samples_per_lane:
+            [shards], end = order.blocks_ahead(lane, position, 1)
+            # The shards that a block is said to need are those of its rows, no more and no fewer.
+            assert set(shards) == set(shard_of_row[rows[position:end]])
+            assert order.blocks_ahead(lane, end - 1, 1) == ([shards], end)
+            lengths.append(end - position)
+            position = end
+        assert position == order.samples_per_lane
+        assert max(lengths) - min(lengths) <= 1
+        parts = len(set(shard_of_row[rows]))
+        assert abs(len(lengths) - parts / a_block) <= 0.5 or len(lengths) == 1
+
+
+def test_the_blocks_ahead_are_those_that_follow_and_end_with_the_lane() -> None:
+    order = EpochOrder(np.full(12, 10), 0, 0, 2, 2)
+    blocks, end = order.blocks_ahead(1, 25, 9)
+    assert len(blocks) == 2
+    assert end == 40
+    assert blocks[1:] == order.blocks_ahead(1, 40, 1)[0]
+    assert order.blocks_ahead(1, 25, 2)[0] == blocks
+
+
+def test_two_epochs_are_kept_and_are_those_that_would_be_made_anew() -> None:
+    orders = EpochOrders(np.full(12, 10), 3, 2, 2)
+    first, second = orders(0), orders(1)
+    assert orders(0) is first
+    assert orders(1) is second
+    assert all_rows(orders(2))[0].tolist() != all_rows(second)[0].tolist()
+    assert orders(1) is second
+    for made, epoch in ((first, 0), (orders(2), 2)):
+        for rows, anew in zip(all_rows(made), all_rows(EpochOrder(np.full(12, 10), 3, epoch, 2, 2)), strict=True):
+            assert np.array_equal(rows, anew)
 
 
 def test_a_lane_reads_a_few_shards_at_a_time() -> None:
@@ -234,6 +278,8 @@ def test_seeking_costs_the_same_in_an_epoch_of_billions() -> None:
 
 @given(num_samples=st.integers(1, 10**12), num_lanes=st.integers(1, 4096))
 def test_lanes_are_equal_and_disjoint_and_leave_out_less_than_a_sample_each(num_samples: int, num_lanes: int) -> None:
+    offset = num_samples % num_lanes
+    assert lane_bounds(num_samples, num_lanes, offset)[-1] == num_samples
     bounds = lane_bounds(num_samples, num_lanes)
     assert bounds.dtype == np.int64
     assert len(bounds) == num_lanes + 1
