@@ -4,7 +4,7 @@ Files and `flock` alone decide everything, so that nothing is left locked by a p
 
 - `<sha256>.tar` is a whole shard; whoever reads it holds a shared lock, and only unlocked ones are evicted.
 - `<sha256>.part` is one that its exclusive lock's holder is fetching; unlocked, it is what a killed one left.
-- `.lock` is held while room is made. The sizes of all files, those being fetched at their full size, count.
+- `.lock` is held while room is made, or a name is changed. The sizes of all files, those being fetched at their full size, count.
 """
 
 import errno
@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +134,8 @@ class ShardCache:
                 self._make_room(shard.bytes, descriptor)
                 _download(shard, descriptor)
                 os.fsync(descriptor)  # else a machine that crashes could leave a file of the right name and wrong bytes
-                os.rename(part, self._path(shard, "tar"))
+                with self._locked():  # who lists the folder meanwhile might see neither name, or both
+                    os.rename(part, self._path(shard, "tar"))
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -146,7 +147,8 @@ class ShardCache:
 
     def num_bytes(self) -> int:
         """What all files in the cache take, those being fetched at their full size."""
-        return sum(entry.stat.st_size for entry in self._entries())
+        with self._locked():
+            return sum(entry.stat.st_size for entry in self._entries())
 
     def _path(self, shard: RemoteShard, suffix: str) -> Path:
         # The name comes from a view, which anybody may have written.
@@ -164,19 +166,29 @@ class ShardCache:
             os.close(descriptor)
 
     def _make_room(self, size: int, part: int) -> None:
-        """Evict until `size` bytes fit, and take them for `part` by giving it that size. Raises NoRoomError."""
-        with self._locked():
+        """Evict until `size` bytes fit, and take them for `part` by giving it that size.
+
+        Raises NoRoomError, nothing being evicted then.
+        """
+        with self._locked(), ExitStack() as evicted:
+            os.ftruncate(part, 0)  # what a killed process had fetched of it
             entries = self._entries()
-            total = sum(entry.stat.st_size for entry in entries)
-            free = shutil.disk_usage(self.folder).free - MIN_FREE_BYTES
+            missing = max(
+                sum(entry.stat.st_size for entry in entries) + size - self.max_bytes,
+                size + MIN_FREE_BYTES - shutil.disk_usage(self.folder).free,
+            )
+            unused = []
             # What killed processes left goes first, then the least recently used.
             for entry in sorted(entries, key=lambda entry: (entry.path.suffix == ".tar", entry.stat.st_mtime_ns)):
-                if total + size <= self.max_bytes and size <= free:
+                if missing <= 0:
                     break
-                if entry.stat.st_size and _evict(entry.path):
-                    total, free = total - entry.stat.st_size, free + entry.stat.st_size
-            if total + size > self.max_bytes or size > free:
+                if entry.stat.st_size and evicted.enter_context(_locked_unless_used(entry.path)):
+                    unused.append(entry.path)
+                    missing -= entry.stat.st_size
+            if missing > 0:
                 raise NoRoomError
+            for path in unused:
+                path.unlink()
             os.ftruncate(part, size)
 
     def _entries(self) -> list["_Entry"]:
@@ -215,17 +227,16 @@ def _is_still(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _evict(path: Path) -> bool:
-    """Remove a file that nobody uses; False if somebody does."""
+@contextmanager
+def _locked_unless_used(path: Path) -> Iterator[bool]:
+    """Keep others from using a file that nobody uses; False if somebody does, or it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return True
+        yield False
+        return
     try:
-        unused = _lock(descriptor, fcntl.LOCK_EX) and _is_still(descriptor, path)
-        if unused:
-            path.unlink()
-        return unused
+        yield _lock(descriptor, fcntl.LOCK_EX) and _is_still(descriptor, path)
     finally:
         os.close(descriptor)
 

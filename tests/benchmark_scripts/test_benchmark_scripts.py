@@ -58,7 +58,8 @@ def test_the_benchmark_of_shuffling_writes_its_report_and_draws_it(tmp_path):
     assert ideal["correlation_with_stored_order"] < 0.01
     # 64 lanes that read a shard at a time, and then more at a time.
     blocks = [results[f"xmodal, 64 lanes, {block} a block"] for block in ("1 shard", "4 shards", "16 shards")]
-    assert 60 <= blocks[0]["shards_per_batch_min"] <= blocks[0]["shards_per_batch"] < 70
+    # A block of one shard's length spans one or two shards.
+    assert 64 <= blocks[0]["shards_per_batch_min"] <= blocks[0]["shards_per_batch"] < 128
     for figure in ("neighbour_distance_ratio", "shards_per_batch", "shards_per_64_batches"):
         assert blocks[0][figure] * 1.2 < blocks[1][figure] < blocks[2][figure] / 1.2
     config = StreamConfig()
