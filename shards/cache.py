@@ -4,7 +4,7 @@ Files and `flock` alone decide everything, so that nothing is left locked by a p
 
 - `<sha256>.tar` is a whole shard; whoever reads it holds a shared lock, and only unlocked ones are evicted.
 - `<sha256>.part` is one that its exclusive lock's holder is fetching; unlocked, it is what a killed one left.
-- `.lock` is held while room is made, or a name is changed. The sizes of all files, those being fetched at their full size, count.
+- `.lock` is held while room is made, or a name is changed. All files count, those being fetched at their full size.
 """
 
 import errno

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faraway import Faraway
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,23 +23,6 @@ from shards.errors import UserError
 from shards.storage import CorruptObjectError, LocalStorage
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-class Faraway(LocalStorage):
-    """A folder that is treated as if it was far away; counts how often each object is read whole."""
-
-    is_local = False
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, create=True)
-        self.reads: Counter = Counter()
-        self.on_chunk: Callable[[], None] = lambda: None
-
-    def chunks(self, name: str) -> Iterator[bytes]:
-        self.reads[name] += 1
-        for chunk in super().chunks(name):
-            self.on_chunk()
-            yield chunk
 
 
 @pytest.fixture
