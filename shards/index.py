@@ -39,6 +39,17 @@ _LOCATION_SCHEMA = pa.schema(
 )
 
 
+class DamagedTarError(UserError):
+    """A tar that cannot be read to its end."""
+
+    def __init__(self, url: str, damage: str) -> None:
+        super().__init__(f"{url}: {damage}", "fetch or write this shard again")
+        self.url, self.damage = url, damage
+
+    def __reduce__(self) -> tuple[type["DamagedTarError"], tuple[str, str]]:
+        return type(self), (self.url, self.damage)  # as ConfigError
+
+
 def index_name(tar_name: str) -> str:
     """`000123.tar` → `000123.parquet`."""
     return tar_name.removesuffix(".tar") + ".parquet"
@@ -80,14 +91,14 @@ def _is_of(metadata: dict[str, str], tar_bytes: int) -> bool:
 
 
 def build_index(tar: bytes, url: str) -> pa.Table:
-    """Index the bytes of a tar; `url` names it in errors. Raises UserError if it is no tar or is cut off."""
+    """Index the bytes of a tar; `url` names it in errors. Raises DamagedTarError if it is no tar or is cut off."""
     rows = IndexRows()
     try:
         view = memoryview(tar)  # its slices are no copies
         for key, members in _samples(tar):
             rows.add(key, members, {ext: view[start : start + length] for ext, (start, length) in members.items()})
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{url}: not a whole tar file: {error}", "fetch or write this shard again") from error
+        raise DamagedTarError(url, f"not a whole tar file: {error}") from error
     return rows.table(tar_bytes=len(tar), tar_sha256=hashlib.sha256(tar).hexdigest())
 
 

@@ -16,7 +16,7 @@ from braceexpand import braceexpand
 
 from shards.dataset import read_dataset, shard_names
 from shards.errors import UserError
-from shards.index import index_metadata, read_index
+from shards.index import DamagedTarError, index_metadata, read_index
 from shards.storage import Storage, open_storage
 from shards.verify import Problem, ShardReport, verify_shard
 
@@ -57,10 +57,10 @@ def find_shards(url: str) -> Shards:
     return Shards(storage=storage, names=names)
 
 
-def measure_shards(shards: Shards, num_workers: int, *, keep_indexes: bool) -> Iterator[ShardSize]:
+def measure_shards(shards: Shards, num_workers: int, *, keep_indexes: bool) -> Iterator[ShardSize | Problem]:
     """Say of each shard, in order, what its index says; one that is missing or stale is made, and kept if asked for.
 
-    Raises UserError for a tar that is not there or cannot be read.
+    Of a tar that is not there or cannot be read, say that.
     """
     tasks = [(shards.storage, name) for name in shards.names]
     yield from _in_parallel(partial(_measure, keep_index=keep_indexes), tasks, num_workers)
@@ -80,12 +80,14 @@ def _known_sha256(storage: Storage) -> dict[str, str]:
     return {shard["name"]: shard["sha256"] for shard in read_dataset(storage)["shards"]}
 
 
-def _measure(task: tuple[Storage, str], keep_index: bool) -> ShardSize:
+def _measure(task: tuple[Storage, str], keep_index: bool) -> ShardSize | Problem:
     storage, name = task
     try:
         index = read_index(storage, name, keep=keep_index)
-    except FileNotFoundError as error:
-        raise UserError(f"{storage.url}/{name}: no such shard", "check the URL") from error
+    except FileNotFoundError:
+        return Problem(shard=name, key=None, what="no such shard")
+    except DamagedTarError as error:
+        return Problem(shard=name, key=None, what=error.damage)
     return ShardSize(name=name, samples=index.num_rows, bytes=int(index_metadata(index)["tar_bytes"]))
 
 

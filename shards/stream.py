@@ -196,14 +196,36 @@ class _TrainDataset(_BatchDataset):
         return int(order.rows(address.lane, position)[0])
 
 
-class _AsSampler(Sampler[list[_Address]]):
-    """A generator as the DataLoader wants it."""
+class _Addresses(Sampler[list[_Address]]):
+    """The addresses of each micro-batch from a step on, epoch after epoch, lane after lane within a step.
 
-    def __init__(self, addresses: Iterator[list[_Address]]) -> None:
-        self._addresses = addresses
+    Lazily: what lies before the first step costs nothing, and memory does not grow with the epoch.
+    """
+
+    def __init__(self, stream: "TrainStream") -> None:
+        # Not the stream itself, which holds the workers: a cycle would be ended in an order in which they hear nothing
+        # of it, and are waited for.
+        self._orders, self._lanes = stream._orders, stream.lanes
+        self._count, self._micro_batch_size = stream.samples_per_lane_and_step, stream.micro_batch_size
+        self._epoch, self._step, self._steps_per_epoch = stream.epoch, stream.step, stream.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[_Address]]:
-        return self._addresses
+        epoch, first_step = self._epoch, self._step
+        while True:
+            for step in range(first_step, self._steps_per_epoch):
+                yield from self._micro_batches(epoch, step)
+            epoch, first_step = epoch + 1, 0
+
+    def _micro_batches(self, epoch: int, step: int) -> Iterator[list[_Address]]:
+        order = self._orders(epoch)
+        positions = np.arange(step * self._count, (step + 1) * self._count)
+        local = [
+            _Address(epoch, lane, position, row)
+            for lane in self._lanes
+            for position, row in zip(positions.tolist(), order.rows(lane, positions).tolist(), strict=True)
+        ]
+        for start in range(0, len(local), self._micro_batch_size):
+            yield local[start : start + self._micro_batch_size]
 
 
 class _DamageCount:
@@ -333,7 +355,7 @@ class TrainStream:
             self._source_stands_at = (self.epoch, self.step)
             loader = DataLoader(
                 self._dataset,
-                batch_sampler=_AsSampler(self._addresses(self.epoch, self.step)),
+                batch_sampler=_Addresses(self),
                 num_workers=self.config.num_workers,
                 collate_fn=_as_is,
                 pin_memory=torch.cuda.is_available(),
@@ -348,25 +370,6 @@ class TrainStream:
             self._source = None  # a step that was begun is begun anew
             raise
         return batch
-
-    def _addresses(self, epoch: int, first_step: int) -> Iterator[list[_Address]]:
-        """The addresses of each micro-batch from a step on, epoch after epoch, lane after lane within a step.
-
-        Lazily: what lies before `first_step` costs nothing, and memory does not grow with the epoch.
-        """
-        count = self.samples_per_lane_and_step
-        while True:
-            order = self.order(epoch)
-            for step in range(first_step, self.steps_per_epoch):
-                positions = np.arange(step * count, (step + 1) * count)
-                local = [
-                    _Address(epoch, lane, position, row)
-                    for lane in self.lanes
-                    for position, row in zip(positions.tolist(), order.rows(lane, positions).tolist(), strict=True)
-                ]
-                for start in range(0, len(local), self.micro_batch_size):
-                    yield local[start : start + self.micro_batch_size]
-            epoch, first_step = epoch + 1, 0
 
 
 class _EvalDataset(_BatchDataset):

@@ -126,7 +126,7 @@ def in_order(table: pa.Table, shards: pa.Table) -> tuple[pa.Table, pa.Table]:
     table = table.cast(VIEW_SCHEMA).sort_by(_ORDER)
     known = {place: number for number, place in enumerate(_places(shards))}
     used = table.group_by(["dataset", "shard"]).aggregate([]).sort_by(_ORDER[:2])
-    return table, shards.cast(SHARD_SCHEMA).take([known[place] for place in _places(used)])
+    return table, shards.cast(SHARD_SCHEMA).take(pa.array([known[place] for place in _places(used)], pa.int64()))
 
 
 def write_view(

@@ -124,6 +124,7 @@ def demo(arguments: list[str]) -> None:
 def shards(arguments: list[str]) -> int:
     """Any WebDataset: list its shards, check them, index them (`xmodal shards ls|verify|index URL`)."""
     from shards.inspection import find_shards, measure_shards, verify_shards
+    from shards.verify import Problem
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(_SHARDS_USAGE)
@@ -142,12 +143,17 @@ def shards(arguments: list[str]) -> int:
             num_broken += bool(report.problems)
         print(f"{len(found.names)} shards, {num_broken} with problems")
         return 1 if num_broken else 0
-    samples = size = 0
+    samples = size = num_broken = 0
     for shard in measure_shards(found, num_workers, keep_indexes=action == "index"):
+        if isinstance(shard, Problem):
+            print(shard, flush=True)
+            num_broken += 1
+            continue
         print(f"{shard.name}  {shard.samples:>8} samples  {shard.bytes:>13} bytes", flush=True)
         samples, size = samples + shard.samples, size + shard.bytes
-    print(f"{len(found.names)} shards, {samples} samples, {size} bytes")
-    return 0
+    broken = f", {num_broken} cannot be read" if num_broken else ""
+    print(f"{len(found.names)} shards, {samples} samples, {size} bytes{broken}")
+    return 1 if num_broken else 0
 
 
 _SHARDS_USAGE = """\
@@ -155,7 +161,7 @@ usage: xmodal shards ls|verify|index URL [--num_workers N]
 
   ls      samples and bytes of each shard
   verify  read every member once and say what is broken; exit code 1 if anything is
-  index   write the indexes that are missing, so that the shards can be streamed
+  index   write the indexes that are missing, so that the shards can be streamed; exit code 1 if any cannot be
 
 URL is a folder, an s3:// prefix, or a pattern of tars: 's3://bucket/data/{000000..000099}.tar'.
 --num_workers N: so many shards at a time; by default one a core."""

@@ -140,6 +140,20 @@ def test_shards_are_listed_verified_and_indexed_from_the_command_line(tmp_path):
     assert len(list(tmp_path.glob("*.parquet"))) == 3
 
 
+def test_a_shard_that_cannot_be_indexed_is_told_and_the_others_are_indexed(tmp_path):
+    storage = LocalStorage(tmp_path)
+    for number in range(3):
+        sample = Sample(key="k", image=made_pictures.jpeg(seed=number), image_extension="jpg", fields={})
+        write_shard(storage, f"{number}", [sample])
+        storage.delete(f"{number}.parquet")
+    os.truncate(tmp_path / "1.tar", 700)
+    done = xmodal("shards", "index", str(tmp_path))
+    assert done.returncode == 1
+    assert "1.tar: not a whole tar file" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("1 cannot be read")
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == ["0.parquet", "2.parquet"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

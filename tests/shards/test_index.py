@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from made_pictures import jpeg, pixels, png
+from made_tars import make_tar
 from PIL import Image
 
 from shards.errors import UserError
@@ -21,16 +22,6 @@ from shards.storage import LocalStorage
 from shards.writer import Sample, write_shard
 
 MakeSamples = Callable[..., list[Sample]]
-
-
-def make_tar(*members: tuple[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return file.getvalue()
 
 
 def tar_of_fields(*fields: Any) -> bytes:

@@ -1,5 +1,6 @@
 """The streams: elastic over ranks and workers, exact when resumed, steady when pictures are damaged."""
 
+import multiprocessing
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from made_pictures import jpeg
@@ -432,3 +435,76 @@ def test_normalise_makes_what_the_mean_and_deviation_say() -> None:
     made = normalise(pixels, (0.5, 0.5, 0.2), (0.5, 0.25, 1.0))
     assert made.dtype == torch.float32
     assert torch.allclose(made.flatten(), torch.tensor([-1.0, 2.0, 0.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_three_ranks_over_two_shards_one_of_a_single_sample_all_get_as_many_batches(
+    finished_dataset: Path, tmp_path: Path, make_view: MakeView, view: View, num_workers: int
+) -> None:
+    table = view.table.filter(pc.is_in(view.table["shard"], pa.array(["000003.tar", "000005.tar"])))
+    small = make_view(finished_dataset, tmp_path / "small", table)
+    shard_sizes = small.split("train").shard_sizes.tolist()
+    assert len(shard_sizes) == 2
+    assert 1 in shard_sizes
+    config = replace(CONFIG, num_lanes=3, num_workers=num_workers)
+    options = {"config": config, "global_batch_size": 3, "world_size": 3}
+    ranks = [list(train(small, rank=rank, **options)) for rank in range(3)]
+    assert {len(steps_of_rank) for steps_of_rank in ranks} == {sum(shard_sizes) // 3}
+    rows = [row for run in ranks for [batch] in run for row in batch.rows.tolist()]
+    assert len(set(rows)) == len(rows)
+    seen: list[int] = []
+    for rank in range(3):
+        stream = EvalStream(small, split="train", config=config, size=16, batch_size=2, rank=rank, world_size=3)
+        batches = list(stream)
+        assert len(batches) == len(stream) == -(-sum(shard_sizes) // 6)
+        seen += [row for batch in batches for row in batch.rows[batch.mask].tolist()]
+    assert sorted(seen) == list(range(sum(shard_sizes)))
+
+
+def test_a_view_without_samples_is_a_users_error(
+    finished_dataset: Path, tmp_path: Path, make_view: MakeView, view: View
+) -> None:
+    empty = make_view(finished_dataset, tmp_path / "empty", view.table.slice(0, 0))
+    with pytest.raises(UserError, match="split 'train' has no samples"):
+        train(empty)
+    with pytest.raises(UserError, match="split 'val' has no samples"):
+        EvalStream(empty, split="val", config=CONFIG, size=16, batch_size=2)
+
+
+def test_workers_go_on_from_epoch_to_epoch_and_end_when_the_stream_is_closed(view: View) -> None:
+    stream = train(view, replace(CONFIG, num_workers=2))
+    processes = []
+    for _ in range(3):
+        list(stream)
+        processes.append({child.pid for child in multiprocessing.active_children()})
+    assert len(processes[0]) == 2
+    assert processes[0] == processes[1] == processes[2]
+    stream.close()
+    assert not multiprocessing.active_children()
+    assert len(list(stream)) == STEPS
+    del stream
+    assert not multiprocessing.active_children()  # at once: nobody waits for a collector of cycles
+
+
+def test_a_worker_that_is_killed_is_a_users_error_and_no_hang(view: View) -> None:
+    stream = train(view, replace(CONFIG, num_workers=1))
+    next(iter(stream))
+    [worker] = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(UserError, match="a reading process has ended") as caught:
+        list(steps(stream, 50 * STEPS))
+    assert "memory" in caught.value.remedy
+    assert stream.state_dict()["epoch"] < 10
+
+
+def test_a_share_of_zero_makes_the_first_damaged_picture_an_error(view_copy: View) -> None:
+    [key] = damage(view_copy, [5])
+    with pytest.raises(UserError, match=rf"1 of \d+ pictures are damaged.*000000\.tar: {key}: cannot be decoded"):
+        list(steps(train(view_copy, replace(CONFIG, max_damaged_share=0)), 2 * STEPS))
+
+
+def test_a_state_of_another_order_is_refused(view: View) -> None:
+    state = train(view).state_dict()
+    for other in (state | {"order_version": 0}, {name: state[name] for name in state if name != "order_version"}):
+        with pytest.raises(UserError, match="the stream's order_version was"):
+            train(view).load_state_dict(other)

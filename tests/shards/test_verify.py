@@ -1,13 +1,12 @@
 """Broken tars of every kind are reported with shard and key; whole ones, foreign ones too, are not."""
 
 import hashlib
-import io
-import tarfile
 from pathlib import Path
 
 import made_pictures as made
 import pytest
 import webdataset as wds
+from made_tars import claiming_ten_gigabytes, make_tar
 
 from shards.index import read_index
 from shards.inspection import find_shards, measure_shards, verify_shards
@@ -17,23 +16,13 @@ from shards.verify import ShardReport, verify_shard
 JPEG = made.jpeg()
 
 
-def tar(*members: tuple[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return file.getvalue()
-
-
 def verified(folder: Path, content: bytes, sha256: str | None = None) -> ShardReport:
     (folder / "a.tar").write_bytes(content)
     return verify_shard(LocalStorage(folder), "a.tar", sha256)
 
 
 def test_a_whole_shard_has_no_problems(tmp_path):
-    content = tar(("x.jpg", JPEG), ("x.json", b"{}"), ("x.txt", "é".encode()), ("y.png", made.png()))
+    content = make_tar(("x.jpg", JPEG), ("x.json", b"{}"), ("x.txt", "é".encode()), ("y.png", made.png()))
     report = verified(tmp_path, content, hashlib.sha256(content).hexdigest())
     assert report == ShardReport(name="a.tar", bytes=len(content), samples=2, problems=[])
 
@@ -57,7 +46,7 @@ def test_a_whole_shard_has_no_problems(tmp_path):
     ids=str,
 )
 def test_what_is_broken_is_told_with_its_key_and_its_neighbours_are_read(tmp_path, members, told):
-    report = verified(tmp_path, tar(("before.jpg", JPEG), *members, ("zafter.jpg", JPEG)))
+    report = verified(tmp_path, make_tar(("before.jpg", JPEG), *members, ("zafter.jpg", JPEG)))
     key, what = told
     assert [problem.key for problem in report.problems if what in problem.what] == [key]
     assert {problem.key for problem in report.problems} == {key}
@@ -69,9 +58,9 @@ def test_what_is_broken_is_told_with_its_key_and_its_neighbours_are_read(tmp_pat
 @pytest.mark.parametrize(
     "content",
     [
-        tar(("before.jpg", JPEG), ("x.jpg", JPEG))[: -10240 - 600],
-        tar(("before.jpg", JPEG), ("x.jpg", JPEG))[:2000],
-        tar(("before.jpg", JPEG))[: 512 + len(JPEG) // 512 * 512 + 512] + made.GARBAGE,
+        make_tar(("before.jpg", JPEG), ("x.jpg", JPEG))[: -10240 - 600],
+        make_tar(("before.jpg", JPEG), ("x.jpg", JPEG))[:2000],
+        make_tar(("before.jpg", JPEG))[: 512 + len(JPEG) // 512 * 512 + 512] + made.GARBAGE,
         b"",
         made.GARBAGE,
     ],
@@ -83,19 +72,15 @@ def test_a_tar_that_is_not_whole_is_told_so(tmp_path, content):
 
 
 def test_a_member_that_claims_ten_gigabytes_takes_none(tmp_path):
-    whole = tar(("before.jpg", JPEG))
-    end = 512 + -(-len(JPEG) // 512) * 512
-    member = tarfile.TarInfo("huge.jpg")
-    member.size = 10 << 30
-    report = verified(tmp_path, whole[:end] + member.tobuf(tarfile.GNU_FORMAT) + bytes(2000))
+    report = verified(tmp_path, claiming_ten_gigabytes("before.jpg", JPEG))
     assert report.samples == 1
     assert [problem.what[:19] for problem in report.problems] == ["not a whole tar fil"]
 
 
 def test_another_sha256_and_the_index_of_another_tar_are_told(tmp_path):
-    verified(tmp_path, tar(("x.jpg", JPEG)))
+    verified(tmp_path, make_tar(("x.jpg", JPEG)))
     read_index(LocalStorage(tmp_path), "a.tar")
-    report = verified(tmp_path, tar(("y.jpg", JPEG)), sha256="0" * 64)
+    report = verified(tmp_path, make_tar(("y.jpg", JPEG)), sha256="0" * 64)
     assert [problem.what.partition(" ")[0] for problem in report.problems] == ["its", "a.parquet"]
 
 
@@ -114,7 +99,7 @@ def test_what_webdataset_writes_is_whole_and_can_be_indexed(tmp_path):
 
 def test_a_pattern_means_the_tars_it_names(tmp_path):
     for number in range(4):
-        (tmp_path / f"{number:02d}.tar").write_bytes(tar((f"{number}.jpg", JPEG)))
+        (tmp_path / f"{number:02d}.tar").write_bytes(make_tar((f"{number}.jpg", JPEG)))
     shards = find_shards(f"{tmp_path}/{{01..03}}.tar")
     assert shards.names == ["01.tar", "02.tar", "03.tar"]
     (tmp_path / "02.tar").unlink()

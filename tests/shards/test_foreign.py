@@ -1,0 +1,157 @@
+"""Shards that others made, well or badly, are streamed as ours are."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import webdataset as wds
+from made_pictures import GARBAGE, jpeg
+from made_tars import claiming_ten_gigabytes, make_tar
+
+from shards.augment import AugmentConfig, eval_pixels
+from shards.errors import UserError
+from shards.foreign import open_shards
+from shards.inspection import find_shards, measure_shards
+from shards.stream import EvalStream, StreamConfig, TrainStream
+
+CONFIG = StreamConfig(num_lanes=2, shards_per_block=2, num_workers=0)
+GOOD = [(f"good{number}", jpeg(seed=number)) for number in range(6)]
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """What webdataset writes: 26 samples in 3 shards, with a caption and another JSON than ours."""
+    with wds.ShardWriter(str(tmp_path / "data-%03d.tar"), maxcount=10, verbose=0) as writer:
+        for number in range(26):
+            sample = {
+                "__key__": f"{number:05d}",
+                "jpg": jpeg(seed=number),
+                "json": {"label": number % 2},
+                "txt": "a dog",
+            }
+            writer.write(sample)
+    return tmp_path
+
+
+def by_key(view, batches) -> dict[str, torch.Tensor]:
+    keys = view.split("train").rows["key"].to_pylist()
+    return {
+        keys[row]: pixels
+        for batch in batches
+        for row, pixels, is_there in zip(batch.rows.tolist(), batch.pixels, batch.mask.tolist(), strict=True)
+        if is_there
+    }
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("pattern", ["", "/data-{000..002}.tar"])
+def test_every_sample_of_a_foreign_webdataset_is_streamed_once(foreign: Path, indexed: bool, pattern: str) -> None:
+    if indexed:
+        list(measure_shards(find_shards(str(foreign)), 1, keep_indexes=True))
+    before = sorted(foreign.iterdir())
+    view = open_shards(f"{foreign}{pattern}")
+    stream = EvalStream(view, split="train", config=CONFIG, size=16, batch_size=4)
+    seen = by_key(view, stream)
+    assert sorted(seen) == [f"{number:05d}" for number in range(26)]
+    for number in range(26):
+        assert np.array_equal(seen[f"{number:05d}"].numpy(), eval_pixels(jpeg(seed=number), 16))
+    assert sorted(foreign.iterdir()) == before
+
+
+def test_a_foreign_webdataset_can_be_trained_on_and_resumed(foreign: Path) -> None:
+    def stream() -> TrainStream:
+        return TrainStream(
+            open_shards(str(foreign)), config=CONFIG, size=16, augment=AugmentConfig(), global_batch_size=4
+        )
+
+    unbroken = list(stream())
+    assert len(unbroken) == 6
+    assert unbroken[0][0].targets.shape == (4, 0)
+    resumed = stream()
+    resumed.load_state_dict(stream().state_dict() | {"step": 4})
+    for [one], [other] in zip(resumed, unbroken[4:], strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+
+
+def test_targets_are_soft_labels_or_what_is_made_of_the_json(foreign: Path, finished_dataset: Path) -> None:
+    def one_hot(index: pa.Table) -> np.ndarray:
+        return np.eye(2, dtype=np.float32)[index["label"].to_numpy()]
+
+    view = open_shards(str(foreign), target=one_hot, split="val")
+    [*batches] = EvalStream(view, split="val", config=CONFIG, size=16, batch_size=26)
+    assert batches[0].targets.argmax(dim=1).tolist() == [number % 2 for number in range(26)]
+    ours = open_shards(str(finished_dataset))
+    assert ours.split("train").rows["target"][0].as_py() == [0.25, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("members", "damaged", "streamed"),
+    [
+        ([("bad.jpg", GARBAGE)], {"bad"}, set()),
+        ([("bad.jpg", GOOD[0][1][:300])], {"bad"}, set()),
+        ([("bad.json", b"{}"), ("bad.txt", b"no picture")], set(), set()),
+        ([("odd.jpg", GOOD[0][1]), ("odd.json", b'{"broken": ')], set(), {"odd"}),
+        ([("../odd.jpg", GOOD[0][1])], set(), {"../odd"}),
+        ([("/etc/odd.jpg", GOOD[0][1])], set(), {"/etc/odd"}),
+        ([("good0.jpg", GOOD[0][1])], set(), {"good0"}),
+    ],
+    ids=["no picture", "cut picture", "missing", "broken json", "outside", "absolute", "twice"],
+)
+def test_what_is_broken_in_a_tar_is_told_by_shard_and_key_and_the_rest_is_streamed(
+    tmp_path: Path, members: list, damaged: set[str], streamed: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar(*((f"{key}.jpg", content) for key, content in GOOD), *members))
+    files = sorted(tmp_path.rglob("*"))
+    view = open_shards(str(tmp_path))
+    config = StreamConfig(num_lanes=1, num_workers=0, max_damaged_share=0.5)
+    with caplog.at_level(logging.WARNING):
+        seen = by_key(view, EvalStream(view, split="train", config=config, size=16, batch_size=3))
+    assert set(seen) == {key for key, _ in GOOD} | streamed
+    assert all(f"a.tar: {key}: cannot be decoded" in caplog.text for key in damaged)
+    train = TrainStream(view, config=config, size=16, augment=AugmentConfig(), global_batch_size=2)
+    batches = [batch for step in train for batch in step]
+    assert len(batches) == 3 + (len(streamed | damaged) + 6 > 7)
+    assert {damage.key for batch in batches for damage in batch.damaged} <= damaged
+    strict = StreamConfig(num_lanes=1, num_workers=0, max_damaged_share=0)
+    if damaged:
+        with pytest.raises(UserError, match=r"1 of \d pictures are damaged.*a\.tar: bad: cannot be decoded"):
+            list(EvalStream(view, split="train", config=strict, size=16, batch_size=3))
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        make_tar(*((f"{key}.jpg", content) for key, content in GOOD))[:1500],
+        claiming_ten_gigabytes("x.jpg", GOOD[0][1]),
+        GARBAGE,
+        b"",
+    ],
+    ids=["cut", "10 GB", "garbage", "empty"],
+)
+def test_a_tar_that_is_not_whole_stops_or_is_left_out_as_asked_for(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    (tmp_path / "b.tar").write_bytes(make_tar(*((f"{key}.jpg", picture) for key, picture in GOOD)))
+    with pytest.raises(UserError, match=r"a\.tar: not a whole tar file"):
+        open_shards(str(tmp_path))
+    view = open_shards(str(tmp_path), skip_damaged=True)
+    assert "a.tar: not a whole tar file" in caplog.text
+    assert sorted(by_key(view, EvalStream(view, split="train", config=CONFIG, size=16, batch_size=3))) == [
+        key for key, _ in GOOD
+    ]
+
+
+def test_no_shards_no_such_shard_and_no_pictures_are_users_errors(tmp_path: Path) -> None:
+    (tmp_path / "1.tar").write_bytes(make_tar(("x.txt", b"words")))
+    for url, what in (
+        (f"{tmp_path}/{{1..2}}.tar", r"2\.tar: no such shard"),
+        (f"{tmp_path}/1.tar", "no sample with a picture"),
+        (f"{tmp_path}/none", "no such folder"),
+    ):
+        with pytest.raises(UserError, match=what):
+            open_shards(url)
