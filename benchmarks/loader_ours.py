@@ -1,0 +1,79 @@
+"""The contenders of `loader.py` that run in our environment: `TrainStream`, and bare decoding as a limit.
+
+python benchmarks/loader_ours.py xmodal measure '{"folder": ...}'
+"""
+
+import io
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import loader_process
+import torch
+from loader_process import MEAN, SIDE, STD, Plan
+from PIL import Image
+
+from shards.decode import AugmentConfig
+from shards.stream import StreamConfig, TrainStream, normalise
+from shards.view import open_view
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    name, task, plan = sys.argv[1:]
+    contenders = {"xmodal": Xmodal(), "decode": Decode()}
+    loader_process.run(contenders, name, task, Plan(**json.loads(plan)))
+
+
+class Xmodal:
+    """Its batches are normalised where they arrive, as in training; here by the CPU, so that is counted."""
+
+    def batches(self, plan: Plan) -> Iterator[torch.Tensor]:
+        """One epoch."""
+        stream = TrainStream(
+            open_view(str(Path(plan.folder, "view"))),
+            config=StreamConfig(num_lanes=plan.batch_size, num_workers=plan.num_workers, seed=plan.seed),
+            size=SIDE,
+            augment=AugmentConfig(min_crop_area=0.08, max_crop_aspect=4 / 3, flip=True),
+            global_batch_size=plan.batch_size,
+        )
+        for [batch] in stream:
+            yield normalise(batch.pixels, MEAN, STD)
+
+    def pictures(self, plan: Plan) -> Iterator[bytes]:
+        """One epoch."""
+        view = open_view(str(Path(plan.folder, "view")))
+        for row in view.table.to_pylist():
+            yield view.datasets[row["dataset"]].read_range(row["shard"], row["image_offset"], row["image_length"])
+
+
+class Decode:
+    """What no loader that decodes whole pictures with Pillow can exceed: that alone, of bytes in memory."""
+
+    def batches(self, plan: Plan) -> Iterator[list[tuple[int, int]]]:
+        """One epoch; of each picture its size, so that next to nothing is handed over."""
+        pictures = list(self.pictures(plan))
+        starts = range(0, len(pictures), plan.batch_size)
+        # Forked, so that the workers have the pictures without a copy.
+        with multiprocessing.get_context("fork").Pool(plan.num_workers, _remember, (pictures, plan.batch_size)) as pool:
+            yield from pool.imap(_decode_batch, starts)
+
+    def pictures(self, plan: Plan) -> Iterator[bytes]:
+        """One epoch."""
+        return Xmodal().pictures(plan)
+
+
+def _remember(pictures: list[bytes], batch_size: int) -> None:
+    global _pictures, _batch_size
+    _pictures, _batch_size = pictures, batch_size
+
+
+def _decode_batch(start: int) -> list[tuple[int, int]]:
+    batch = _pictures[start : start + _batch_size]
+    return [Image.open(io.BytesIO(picture)).convert("RGB").size for picture in batch]
+
+
+if __name__ == "__main__":
+    main()
