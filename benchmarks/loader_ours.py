@@ -12,10 +12,10 @@ from pathlib import Path
 
 import loader_process
 import torch
-from loader_process import MEAN, SIDE, STD, Plan
+from loader_process import MEAN, SIDE, STD, Contender, Plan
 from PIL import Image
 
-from shards.decode import AugmentConfig
+from shards.augment import AugmentConfig
 from shards.stream import StreamConfig, TrainStream, normalise
 from shards.view import open_view
 
@@ -23,7 +23,7 @@ from shards.view import open_view
 def main() -> None:
     """Do what the arguments say."""
     name, task, plan = sys.argv[1:]
-    contenders = {"xmodal": Xmodal(), "decode": Decode()}
+    contenders: dict[str, Contender] = {"xmodal": Xmodal(), "decode": Decode()}
     loader_process.run(contenders, name, task, Plan(**json.loads(plan)))
 
 
@@ -57,7 +57,7 @@ class Decode:
         pictures = list(self.pictures(plan))
         starts = range(0, len(pictures), plan.batch_size)
         # Forked, so that the workers have the pictures without a copy.
-        with multiprocessing.get_context("fork").Pool(plan.num_workers, _remember, (pictures, plan.batch_size)) as pool:
+        with multiprocessing.get_context("fork").Pool(plan.num_workers, _begin, (pictures, plan.batch_size)) as pool:
             yield from pool.imap(_decode_batch, starts)
 
     def pictures(self, plan: Plan) -> Iterator[bytes]:
@@ -65,13 +65,22 @@ class Decode:
         return Xmodal().pictures(plan)
 
 
-def _remember(pictures: list[bytes], batch_size: int) -> None:
-    global _pictures, _batch_size
-    _pictures, _batch_size = pictures, batch_size
+_work: tuple[list[bytes], int] = [], 0
+"""Of a decoding process: all pictures, and how many to decode at a time."""
+
+
+def _begin(pictures: list[bytes], batch_size: int) -> None:
+    global _work
+    _work = pictures, batch_size
+    # As in a process that makes batches: having freed something larger, the C library's allocator keeps the memory of
+    # one picture for the next. Else the kernel clears new pages for each of them, and this would be no limit.
+    larger = bytearray(1 << 24)
+    del larger
 
 
 def _decode_batch(start: int) -> list[tuple[int, int]]:
-    batch = _pictures[start : start + _batch_size]
+    pictures, batch_size = _work
+    batch = pictures[start : start + batch_size]
     return [Image.open(io.BytesIO(picture)).convert("RGB").size for picture in batch]
 
 

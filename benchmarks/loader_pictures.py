@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from shards.dataset import finish
 from shards.index import read_index
 from shards.storage import LocalStorage
-from shards.view import write_view
+from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, shard_entry, write_view
 from shards.writer import Sample, write_shard
 
 NUM_DISTINCT = 32
@@ -51,21 +51,19 @@ def _samples(photos: list[bytes]) -> Iterator[Sample]:
 
 
 def _write_view(storage: LocalStorage, folder: Path) -> None:
-    indexes = [(name, read_index(storage, name)) for name in storage.names(".tar")]
-    rows = pa.concat_tables(
-        [
-            index.select(["key", "image_ext", "image_offset", "image_length"])
-            .append_column("target", index["soft_label"])
-            .append_column("shard", pa.array([name] * len(index)))
-            for name, index in indexes
-        ]
-    )
+    tables, shards = [], []
+    for name in storage.names(".tar"):
+        index = read_index(storage, name)
+        tables.append(index.append_column("shard", pa.array([name] * len(index))))
+        shards.append(shard_entry(0, name, index))
+    rows = pa.concat_tables(tables)
     rows = rows.append_column("dataset", pa.array([0] * len(rows), pa.int32()))
     rows = rows.append_column("split", pa.array(["train"] * len(rows)))
-    columns = ["dataset", "shard", "key", "image_ext", "image_offset", "image_length", "split", "target"]
+    rows = rows.append_column("target", rows["soft_label"])
     write_view(
         str(folder / "view"),
-        rows.select(columns),
+        rows.select(VIEW_SCHEMA.names),
+        pa.Table.from_pylist(shards, schema=SHARD_SCHEMA),
         datasets=[storage.url],
         description={"counts": {"splits": {"train": len(rows), "val": 0, "test": 0}}},
     )

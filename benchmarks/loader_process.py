@@ -73,7 +73,7 @@ def num_images(batches: Iterator[Any], num_batches: int) -> int:
 def check(contender: Contender, plan: Plan) -> dict[str, Any]:
     """What tells whether contenders do the same work: their pictures, and for loaders what batches are like."""
     digests = sorted(hashlib.sha256(picture).digest() for picture in contender.pictures(plan))
-    result = {"pictures": f"{len(digests)}, sha256 {hashlib.sha256(b''.join(digests)).hexdigest()}"}
+    result: dict[str, Any] = {"pictures": f"{len(digests)}, sha256 {hashlib.sha256(b''.join(digests)).hexdigest()}"}
     first = list(itertools.islice(contender.batches(plan), plan.warm_up_batches))
     if isinstance(first[0], torch.Tensor):
         pixels = torch.cat(first)

@@ -71,3 +71,21 @@ def test_the_benchmark_of_shuffling_writes_its_report_and_draws_it(tmp_path):
     assert ElementTree.fromstring(drawing).tag.endswith("svg")
     assert all(f"<!-- {name} -->" in drawing for name in results if results[name] is not default)
     assert "dc:date" not in drawing
+
+
+def test_the_benchmark_of_loaders_checks_and_writes_its_report_without_the_peers(tmp_path):
+    environment = tmp_path / "peers"
+    options = ["--contenders", "xmodal", "decode", "--sizes", "600x450", "--batch-size", "8"]
+    report = run("loader.py", tmp_path, *options, "--peers-environment", str(environment))
+    assert {name: list(figures) for name, figures in report["results"].items()} == {
+        name: ["images_per_second_600x450"] for name in ("xmodal", "decode")
+    }
+    for figures in report["results"].values():
+        assert len(figures["images_per_second_600x450"]) == 5
+        assert min(figures["images_per_second_600x450"]) > 0
+    assert list(report["ratios"]) == ["xmodal / decode: images_per_second_600x450"]
+    # 8 batches to begin with, 48 that are counted, 8 more that the workers may be ahead, of 8 each.
+    assert "16 shards of 32," in report["work"]
+    assert "384 images a round" in report["work"]
+    assert not any(name.startswith("peers") for name in report["versions"])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
