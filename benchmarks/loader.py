@@ -4,7 +4,8 @@
 
 All read the same JPEGs from local disk (by then in the page cache) with as many workers, take the same random crops
 of 224 pixels and mirror half of them, and hand normalised float32 batches to the main process. The limit, `decode`,
-is as many processes that decode the pictures whole, from memory, and do nothing else.
+is as many processes that decode the pictures whole, from memory, and do nothing else. Only a loader that decodes large
+pictures at a part of their size can be faster than that.
 
 The peers run in a virtual environment of their own, which is made the first time (some minutes and gigabytes, from
 the package index that pip is set to). Without them (`--contenders xmodal decode`) none is made. Pictures of 600 by
@@ -37,6 +38,8 @@ COUNTED_BATCHES = {"600x450": (48, 96), "1600x1200": (16, 32)}
 PREFETCH_FACTOR = 4
 """That of `TrainStream`; the peers get the same."""
 BATCHES_PER_SHARD = 4
+RATE, CPU = "images_per_second", "cpu_ms_per_image"
+"""The latter, over all processes, says more where others use the cores too."""
 
 
 def main() -> None:
@@ -162,36 +165,37 @@ def run_rounds(
     plan: Plan, size: str, results: dict[str, dict[str, list[float]]], rounds: int, peers: Path | None
 ) -> None:
     """Add every round's figures of a size; the contenders take turns, and another one begins each round."""
-    figure, names = f"images_per_second_{size}", list(results)
+    names = list(results)
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            rate = images_per_second(name, dataclasses.replace(plan, seed=number), peers)
-            results[name].setdefault(figure, []).append(rate)
-        latest = ", ".join(f"{name} {results[name][figure][-1]:.0f}" for name in names)
+            for figure, value in measure(name, dataclasses.replace(plan, seed=number), peers).items():
+                results[name].setdefault(f"{figure}_{size}", []).append(value)
+        latest = ", ".join(f"{name} {results[name][f'{RATE}_{size}'][-1]:.0f}" for name in names)
         print(f"{size}, round {number + 1} of {rounds}, images/s: {latest}", flush=True)
 
 
-def images_per_second(name: str, plan: Plan, peers: Path | None) -> float:
-    """One contender's round. Raises SystemExit if it did not deliver all images."""
+def measure(name: str, plan: Plan, peers: Path | None) -> dict[str, float]:
+    """The figures of a contender's round. Raises SystemExit if it did not deliver all images."""
     took: dict[str, Any] = json.loads(run_contender(name, "measure", plan, peers))
     expected = plan.counted_batches * plan.batch_size, plan.warm_up_batches * plan.batch_size
     if (took["images"], took["warm_up_images"]) != expected:
         raise SystemExit(f"{name} delivered {took} instead of {expected} images")
-    return took["images"] / took["seconds"]
+    return {RATE: took["images"] / took["seconds"], CPU: 1000 * took["cpu_seconds"] / took["images"]}
 
 
 def ratios(results: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """Ours to each of the others: the median of the ratios within a round."""
+    """Ours to each of the others: the median of the ratios of rates within a round."""
     if "xmodal" not in results:
         return {}
     return {
         f"xmodal / {name}: {figure}": round(
-            statistics.median(a / b for a, b in zip(results["xmodal"][figure], rates, strict=True)), 3
+            statistics.median(a / b for a, b in zip(results["xmodal"][figure], values, strict=True)), 3
         )
         for name, figures in results.items()
         if name != "xmodal"
-        for figure, rates in figures.items()
+        for figure, values in figures.items()
+        if figure.startswith(RATE)
     }
 
 
