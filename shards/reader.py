@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import numpy as np
+import pyarrow as pa
 
 from shards.cache import BusyError, Lease, NoRoomError, RemoteShard, ShardCache
 from shards.errors import UserError
@@ -43,7 +44,7 @@ class SampleReader:
     def __init__(self, view: View, split: ViewSplit, cache: ShardCache | None) -> None:
         rows = split.rows
         self.targets = target_array(rows)
-        self._keys = rows["key"].combine_chunks()
+        self._keys = rows["key"].cast(pa.large_string()).combine_chunks()  # of 100 million, more than 2 GiB
         self._offsets = rows["image_offset"].to_numpy()
         self._lengths = rows["image_length"].to_numpy()
         self._crc32 = rows["image_crc32"].to_numpy()

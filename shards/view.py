@@ -233,6 +233,6 @@ def _absolute(dataset: str, view_url: str) -> str:
 def _run_lengths(rows: pa.Table) -> np.ndarray:
     """Lengths of the runs of equal (dataset, shard)."""
     dataset = rows["dataset"].to_numpy()
-    shard = rows["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
+    shard = rows["shard"].dictionary_encode().combine_chunks().indices.to_numpy()
     starts = np.flatnonzero((np.diff(dataset, prepend=-1) != 0) | (np.diff(shard, prepend=-1) != 0))
     return np.diff(starts, append=len(dataset)).astype(np.int64)

@@ -486,17 +486,6 @@ def test_workers_go_on_from_epoch_to_epoch_and_end_when_the_stream_is_closed(vie
     assert not multiprocessing.active_children()  # at once: nobody waits for a collector of cycles
 
 
-def test_a_worker_that_is_killed_is_a_users_error_and_no_hang(view: View) -> None:
-    stream = train(view, replace(CONFIG, num_workers=1))
-    next(iter(stream))
-    [worker] = multiprocessing.active_children()
-    worker.kill()
-    with pytest.raises(UserError, match="a reading process has ended") as caught:
-        list(steps(stream, 50 * STEPS))
-    assert "memory" in caught.value.remedy
-    assert stream.state_dict()["epoch"] < 10
-
-
 def test_a_share_of_zero_makes_the_first_damaged_picture_an_error(view_copy: View) -> None:
     [key] = damage(view_copy, [5])
     with pytest.raises(UserError, match=rf"1 of \d+ pictures are damaged.*000000\.tar: {key}: cannot be decoded"):

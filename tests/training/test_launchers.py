@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import timm
 import torch
@@ -195,6 +196,26 @@ def test_a_rank_whose_peer_is_killed_ends_and_says_so_in_two_lines(small_view, t
             process.communicate()
     assert first.returncode == 2, output
     assert "xmodal: rank 0: another rank has ended" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_whose_reading_process_is_killed_ends_and_says_so_in_two_lines(small_view, tmp_path):
+    process = start("python", settings(small_view, tmp_path, "--epochs=500", "--stream.num_workers=1"))
+    try:
+        deadline = time.monotonic() + 120
+        while len(steps(tmp_path)) < 3:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        reading = [child for child in psutil.Process(process.pid).children() if "launch/train.py" in child.cmdline()]
+        reading[0].kill()
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 2, output
+    assert "a reading process has ended: DataLoader worker" in output
+    assert "lower stream.num_workers" in output
     assert "Traceback" not in output
 
 

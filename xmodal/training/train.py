@@ -15,7 +15,7 @@ import xmodal
 from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import LocalStorage
-from shards.stream import Batch, EvalStream, TrainStream, normalise
+from shards.stream import Batch, EvalStream, TrainStream, normalise, told_of_lost_workers
 from shards.view import View, open_view, target_array
 from xmodal.students import InputSpec, create_student, export_student, input_spec
 from xmodal.training.checkpoint import committed_steps, load_checkpoint, save_checkpoint
@@ -49,7 +49,8 @@ def train(config: TrainConfig) -> None:
     if not ranks.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     try:
-        _Run(config, view, ranks).run()
+        with told_of_lost_workers():
+            _Run(config, view, ranks).run()
     except RuntimeError as error:
         # The backends have no class of their own for it. Its traceback would bury what the rank itself has said.
         if not _LOST_RANK.search(str(error)):
