@@ -4,7 +4,6 @@
 Both yield `Batch`es of uint8 pixels from a torch DataLoader. State is a few integers; resuming is arithmetic.
 """
 
-import ctypes
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -41,7 +40,6 @@ _BLOCKS_AHEAD = 2
 """Of each lane, the one that is read and the next: their shards are fetched and kept."""
 _SHARDS_AHEAD = 2
 """The same in evaluation, which goes from shard to shard."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,7 +359,6 @@ class TrainStream:
                 batch_sampler=_Addresses(self),
                 num_workers=self.config.num_workers,
                 collate_fn=_as_is,
-                worker_init_fn=_keep_freed_memory,
                 pin_memory=torch.cuda.is_available(),
                 prefetch_factor=4 if self.config.num_workers else None,
                 generator=torch.Generator(),  # else each epoch would draw from the global one, and dropout see it
@@ -441,7 +438,6 @@ class EvalStream:
             batch_sampler=self._batches,
             num_workers=self.config.num_workers,
             collate_fn=_as_is,
-            worker_init_fn=_keep_freed_memory,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # as above
         )
@@ -500,18 +496,6 @@ def told_of_lost_workers() -> Iterator[None]:
             f"a reading process has ended: {error}",
             "most often memory ran out: lower stream.num_workers, or ask for more memory",
         ) from error
-
-
-def _keep_freed_memory(worker: int) -> None:
-    """Let this process's C library keep the memory of one picture for the next.
-
-    Else it gives memory of this size back to the kernel at once, which clears new pages for each picture: a tenth of
-    the time of decoding. Where the library is another than glibc, nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 27)
 
 
 def _as_is(batch: Any) -> Any:
