@@ -66,8 +66,14 @@ class Lease:
     def close(self) -> None:
         """Let the shard be evicted. A second call does nothing."""
         if self._descriptor >= 0:
-            with suppress(OSError):  # of a cache that another user shares: then it is merely evicted sooner
+            with suppress(OSError):  # then it is merely evicted sooner
                 os.utime(self._descriptor)
+            _unlock_and_close(self._descriptor)
+            self._descriptor = -1
+
+    def abandon(self) -> None:
+        """In a process that was forked: leave the lease to the parent, and close what is open here of it."""
+        if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -85,8 +91,8 @@ class ShardCache:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except FileExistsError as error:
                 raise UserError(f"{folder}: is no folder", "give another one for the cache") from error
-            # A folder of the system's temporary one has a name that anybody can guess, and take first.
-            if self.folder.stat().st_uid != os.getuid():
+            # A folder of the system's temporary one has a name that anybody can guess, and take first, for a link too.
+            if {self.folder.stat().st_uid, self.folder.lstat().st_uid} != {os.getuid()}:
                 raise UserError(f"{folder}: belongs to another user", "give another folder for the cache")
             try:
                 with self._locked():
@@ -107,7 +113,7 @@ class ShardCache:
             with suppress(OSError):
                 os.utime(descriptor)
             return Lease(descriptor, shard.url)
-        os.close(descriptor)  # it is being evicted
+        _unlock_and_close(descriptor)  # it is being evicted
         return None
 
     def fetch(self, shard: RemoteShard) -> Lease:
@@ -124,24 +130,24 @@ class ShardCache:
         try:
             if not (_lock(descriptor, fcntl.LOCK_EX) and _is_still(descriptor, part)):
                 raise BusyError
-            # Whoever held the lock before may just have finished.
-            lease = self.lease(shard)
-            if lease:
-                part.unlink()
-                os.close(descriptor)
-                return lease
             try:
-                self._make_room(shard.bytes, descriptor)
+                lease = self._lease_or_make_room(shard, descriptor)
+                if lease:
+                    part.unlink()
+                    _unlock_and_close(descriptor)
+                    return lease
                 _download(shard, descriptor)
                 os.fsync(descriptor)  # else a machine that crashes could leave a file of the right name and wrong bytes
-                with self._locked():  # who lists the folder meanwhile might see neither name, or both
+                # Who lists the folder meanwhile might see neither name, or both; and between its two locks, the file
+                # is free to be evicted.
+                with self._locked():
                     os.rename(part, self._path(shard, "tar"))
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
         except BaseException:
-            os.close(descriptor)
+            _unlock_and_close(descriptor)
             raise
         return Lease(descriptor, shard.url)
 
@@ -163,14 +169,19 @@ class ShardCache:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            _unlock_and_close(descriptor)
 
-    def _make_room(self, size: int, part: int) -> None:
-        """Evict until `size` bytes fit, and take them for `part` by giving it that size.
+    def _lease_or_make_room(self, shard: RemoteShard, part: int) -> Lease | None:
+        """The lease of a shard that another process has just brought; else evict until it fits, and take its room.
 
         Raises NoRoomError, nothing being evicted then.
         """
+        size = shard.bytes
         with self._locked(), ExitStack() as evicted:
+            # What may have hidden it a moment ago, somebody who looked what to evict, is not here now.
+            lease = self.lease(shard)
+            if lease:
+                return lease
             os.ftruncate(part, 0)  # what a killed process had fetched of it
             entries = self._entries()
             missing = max(
@@ -189,12 +200,14 @@ class ShardCache:
                 raise NoRoomError
             for path in unused:
                 path.unlink()
-            os.ftruncate(part, size)
+            _allocate(part, size)
+            return None
 
     def _entries(self) -> list["_Entry"]:
         entries = []
         for path in self.folder.iterdir():
-            if path.suffix in (".tar", ".part"):
+            # The folder may hold files of others, which are neither counted nor touched.
+            if _SHA256.fullmatch(path.stem) and path.suffix in (".tar", ".part"):
                 with suppress(FileNotFoundError):
                     entries.append(_Entry(path, path.stat()))
         return entries
@@ -209,6 +222,23 @@ class _Entry:
 def default_cache_folder() -> str:
     """One a user in the system's temporary folder: `TMPDIR` names what is local to a node, on most clusters."""
     return os.path.join(tempfile.gettempdir(), f"xmodal-shards-{os.getuid()}")
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Take the room on the disk at once: what others are still fetching must be seen as taken."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NoRoomError from error
+        os.ftruncate(descriptor, size)  # a file system that cannot
+
+
+def _unlock_and_close(descriptor: int) -> None:
+    # Unlocked by word, not only by being closed: a process that was forked meanwhile has it open too.
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _lock(descriptor: int, operation: int) -> bool:
@@ -238,7 +268,7 @@ def _locked_unless_used(path: Path) -> Iterator[bool]:
     try:
         yield _lock(descriptor, fcntl.LOCK_EX) and _is_still(descriptor, path)
     finally:
-        os.close(descriptor)
+        _unlock_and_close(descriptor)
 
 
 def _download(shard: RemoteShard, descriptor: int) -> None:

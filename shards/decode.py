@@ -52,6 +52,8 @@ def decode_rgb(content: bytes, *, min_side: int | None = None) -> Image.Image:
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
             return to_rgb(image)
+    except MemoryError:  # says nothing of the picture
+        raise
     except Exception as error:  # Pillow raises whatever its parsing of damaged bytes trips over
         raise _undecodable(error) from error
 
@@ -81,6 +83,8 @@ def decode_crop(content: bytes, choose: Callable[[tuple[int, int]], Box], size: 
                 whole = rgb.size
                 box = choose(whole)
             return np.array(rgb.crop(_whole_pixels(box, whole, rgb.size)))
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise _undecodable(error) from error
 

@@ -35,6 +35,8 @@ def open_shards(url: str, *, target: Target | None = None, split: str = "train",
             return read_index(shards.storage, name, keep=False)
         except FileNotFoundError as error:
             raise UserError(f"{shards.storage.url}/{name}: no such shard", "check the URL") from error
+        except OSError as error:
+            raise UserError(f"{shards.storage.url}/{name}: cannot be read: {error}", "see to the storage") from error
         except DamagedTarError as error:
             if not skip_damaged:
                 raise
@@ -45,9 +47,8 @@ def open_shards(url: str, *, target: Target | None = None, split: str = "train",
         indexes = list(pool.map(index_of, shards.names))
     places = [(name, index) for name, index in zip(shards.names, indexes, strict=True) if index is not None]
     if target is None:
-        has_labels = all("soft_label" in index.column_names for _, index in places if index.num_rows)
-        target = _soft_labels if has_labels else _no_target
-    rows = [_rows(index, name, split, target(index)) for name, index in places if index.num_rows]
+        target = _soft_labels if any("soft_label" in index.column_names for _, index in places) else _no_target
+    rows = [_rows(index, name, split, target) for name, index in places if index.num_rows]
     if not rows:
         raise UserError(f"{url}: no sample with a picture", "see what `xmodal shards verify` says of these shards")
     table, entries = in_order(
@@ -64,13 +65,20 @@ def open_shards(url: str, *, target: Target | None = None, split: str = "train",
     )
 
 
-def _rows(index: pa.Table, shard: str, split: str, targets: np.ndarray) -> pa.Table:
+def _rows(index: pa.Table, shard: str, split: str, target: Target) -> pa.Table:
     count = index.num_rows
+    try:
+        targets = np.asarray(target(index), dtype=np.float32)
+    except (KeyError, ValueError, TypeError) as error:
+        what = f"{shard}: no targets: {type(error).__name__}: {error}"
+        raise UserError(what, "give `target`, or shards all of whose samples have the field") from error
+    if targets.ndim != 2 or len(targets) != count:
+        raise UserError(f"{shard}: targets of shape {targets.shape}, of {count} samples", "return (samples, classes)")
     columns = {
         "dataset": pa.array(np.zeros(count, dtype=np.int32)),
         "shard": pa.array([shard] * count),
         "split": pa.array([split] * count),
-        "target": pa.array(list(targets.astype(np.float32)), VIEW_SCHEMA.field("target").type),
+        "target": pa.array(list(targets), VIEW_SCHEMA.field("target").type),
     }
     return pa.table({name: columns[name] if name in columns else index[name] for name in VIEW_SCHEMA.names}).cast(
         VIEW_SCHEMA

@@ -65,20 +65,35 @@ def read_index(storage: Storage, tar_name: str, *, keep: bool = True) -> pa.Tabl
     `image_crc32` (zlib's, of the picture's bytes), then the JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`.
     Raises UserError if the tar cannot be read.
     """
-    table = stored_index(storage, tar_name)
+    table, name = _stored_index(storage, tar_name)
     if table is None or not _is_of(index_metadata(table), storage.size(tar_name)):
         table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
         if keep:
-            write_index(storage, tar_name, table)
+            storage.replace(name, _write_table(table))
     return table
 
 
 def stored_index(storage: Storage, tar_name: str) -> pa.Table | None:
     """The index that lies beside a tar, whatever tar it is of; None where there is none, or a damaged one."""
-    try:
-        return _read_table(storage.read(index_name(tar_name)))
-    except FileNotFoundError:
-        return None
+    return _stored_index(storage, tar_name)[0]
+
+
+def _stored_index(storage: Storage, tar_name: str) -> tuple[pa.Table | None, str]:
+    """The index that lies beside a tar, and the name that it has or is to have.
+
+    img2dataset keeps tables of its own as `00000.parquet`: they stay, and the index is `00000.index.parquet` there.
+    """
+    name = index_name(tar_name)
+    for last in (False, True):
+        try:
+            table = _read_table(storage.read(name))
+        except FileNotFoundError:
+            return None, name
+        is_ours = table is not None and "index_version" in index_metadata(table)
+        if is_ours or table is None or last:
+            break
+        name = tar_name.removesuffix(".tar") + ".index.parquet"
+    return (table if is_ours else None), name
 
 
 def index_metadata(table: pa.Table) -> dict[str, str]:
@@ -175,7 +190,7 @@ def _parse_fields(json_member: Buffer | None) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(bytes(json_member))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

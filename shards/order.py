@@ -141,7 +141,7 @@ class EpochOrder:
 
 
 class EpochOrders:
-    """The orders of a run's epochs. The last two that were asked for are kept: making one takes O(shards)."""
+    """The orders of a run's epochs. The last two that were made are kept: making one takes O(shards)."""
 
     def __init__(self, shard_sizes: np.ndarray, seed: int, num_lanes: int, shards_per_block: int) -> None:
         self._arguments = shard_sizes, seed, num_lanes, shards_per_block

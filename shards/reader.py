@@ -31,7 +31,8 @@ NUM_FETCHERS = 2
 """Threads that fetch shards, in each process that reads."""
 MAX_CONCURRENT_READS = 16
 _MAX_CORRUPT_READS = 3
-_TRY_AGAIN_SECONDS = {BusyError: 0.2, NoRoomError: 1.0, OSError: 5.0, UserError: 5.0}
+_TRY_AGAIN_SECONDS = {BusyError: 0.2, NoRoomError: 1.0}
+"""After anything else, five."""
 
 
 class DamagedSampleError(Exception):
@@ -140,8 +141,8 @@ class SampleReader:
             return lease.read_range(int(self._offsets[row]), int(self._lengths[row])) if lease else None
         except ShortObjectError as error:
             return DamagedSampleError(str(error))
-        except CorruptObjectError as error:
-            raise UserError(str(error), "write this shard again, or curate a view without it") from error
+        except OSError:  # of the cache's disk: the storage still has it
+            return None
 
     def _read_storage(self, row: int) -> bytes | DamagedSampleError:
         shard = self._shards[self.shard_of(row)]
@@ -162,9 +163,7 @@ class SampleReader:
             ) from error
 
     def _read_range(self, shard: RemoteShard, offset: int, length: int, crc32: int) -> bytes:
-        if shard.storage.is_local:
-            return shard.storage.read_range(shard.name, offset, length)
-        for _ in range(_MAX_CORRUPT_READS):
+        for _ in range(1 if shard.storage.is_local else _MAX_CORRUPT_READS):
             content = shard.storage.read_range(shard.name, offset, length)
             # No sha256 covers a part of an object, and not every network's checksum is worth trusting.
             if zlib.crc32(content) == crc32:
@@ -186,7 +185,7 @@ class _Fetcher:
         self._expected: list[int] = []
         self._not_before: dict[int, float] = {}
         """When a shard that could not be fetched is tried again; one that is being fetched, never."""
-        self._corrupt: dict[int, CorruptObjectError] = {}
+        self._corrupt: set[int] = set()
         self._has_warned = False
         self._ended = False
         self._changed = threading.Condition()
@@ -206,10 +205,8 @@ class _Fetcher:
             self._changed.notify_all()
 
     def lease(self, shard: int) -> Lease | None:
-        """The lease on a shard that is in the cache. Raises CorruptObjectError where fetching has found it to be."""
+        """The lease on a shard that is in the cache. Raises OSError where the cache cannot be read."""
         with self._changed:
-            if shard in self._corrupt:
-                raise self._corrupt[shard]
             if shard not in self._leases:
                 # Another process may have fetched it.
                 lease = self._cache.lease(self._shards[shard])
@@ -224,12 +221,14 @@ class _Fetcher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-        self.abandon()
-
-    def abandon(self) -> None:
-        """End all leases: of a parent process too, which keeps its own."""
         for lease in self._leases.values():
             lease.close()
+        self._leases = {}
+
+    def abandon(self) -> None:
+        """In a process that was forked: leave all leases to the parent."""
+        for lease in self._leases.values():
+            lease.abandon()
         self._leases = {}
 
     def _run(self) -> None:
@@ -255,10 +254,12 @@ class _Fetcher:
         try:
             lease = self._cache.fetch(self._shards[shard])
         except CorruptObjectError as error:
-            self._corrupt[shard] = error
-        except (BusyError, NoRoomError, OSError, UserError) as error:
+            # Which of its pictures are damaged, each one's own checksum says: the same whether or not it was fetched.
+            self._corrupt.add(shard)
+            log.warning("%s; its pictures are read one by one", error)
+        except Exception as error:  # noqa: BLE001  a thread that ended would end all fetching, without a word
             # Nothing is lost: the reader asks the storage itself, and says so if that fails too.
-            wait = next(seconds for kind, seconds in _TRY_AGAIN_SECONDS.items() if isinstance(error, kind))
+            wait = next((seconds for kind, seconds in _TRY_AGAIN_SECONDS.items() if isinstance(error, kind)), 5.0)
             self._warn_once(error)
         with self._changed:
             self._not_before[shard] = time.monotonic() + wait

@@ -152,6 +152,10 @@ class _TrainDataset(_BatchDataset):
             damaged,
         )
 
+    def expect_anew(self) -> None:
+        """Say again which shards are needed: what was said before was to threads that have ended, or of other steps."""
+        self._expected_until = (-1, 0)
+
     def _expect(self, epoch: int, position: int) -> None:
         """Let the shards be fetched that the rank's lanes are in, then those of the blocks that follow."""
         if (epoch, position) < self._expected_until and epoch == self._expected_until[0]:
@@ -354,6 +358,7 @@ class TrainStream:
         if self._source is None or self._source_stands_at != (self.epoch, self.step):
             # Over the ends of epochs: its workers go on with the next one while this one's last steps are trained on.
             self._source_stands_at = (self.epoch, self.step)
+            self._dataset.expect_anew()
             loader = DataLoader(
                 self._dataset,
                 batch_sampler=_Addresses(self),

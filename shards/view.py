@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 _REQUIRED = {"schema_version": int, "fingerprint": str, "samples": str, "shards": str, "datasets": list}
+# A document that anybody may have written must not name files elsewhere: they are read, and deleted.
+_TABLE_NAME = re.compile(r"(samples|shards)-[0-9a-f]{12}\.parquet")
 _ORDER = [("dataset", "ascending"), ("shard", "ascending"), ("image_offset", "ascending")]
 
 
@@ -90,7 +93,14 @@ class View:
 
 
 def target_array(rows: pa.Table) -> np.ndarray:
-    """The targets of a view's rows, float32 `(n, classes)`."""
+    """The targets of a view's rows, float32 `(n, classes)`. Raises UserError where they are not all of one length."""
+    lengths = pc.fill_null(pc.list_value_length(rows["target"]), -1).to_numpy()
+    if len(lengths) and (lengths != lengths[0]).any():
+        row = int(np.flatnonzero(lengths != lengths[0])[0])
+        raise UserError(
+            f"{rows['shard'][row]}: {rows['key'][row]}: its target has {lengths[row]} values, others have {lengths[0]}",
+            "give all samples targets for the same classes",
+        )
     values = pc.list_flatten(rows["target"]).to_numpy().astype(np.float32)
     return values.reshape(rows.num_rows, len(values) // max(1, rows.num_rows))
 
@@ -205,12 +215,15 @@ def _table_names(storage: Storage) -> set[str]:
     """The Parquet files of the view that is there now; none where there is no view, or its document is damaged."""
     try:
         description = parse_json_object(storage.read("view.json"), "view.json", "")
-        return {description["samples"], description["shards"]}
-    except (FileNotFoundError, UserError, KeyError):
+    except (FileNotFoundError, UserError):
         return set()
+    names = (description.get(kind) for kind in ("samples", "shards"))
+    return {name for name in names if isinstance(name, str) and _TABLE_NAME.fullmatch(name)}
 
 
 def _read_table(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | None:
+    if not _TABLE_NAME.fullmatch(name):
+        return None
     try:
         return pq.read_table(io.BytesIO(storage.read(name))).cast(schema)
     except (OSError, ValueError, pa.ArrowException):

@@ -1,5 +1,6 @@
 """The node's cache of shards: never over its bound, whole or absent, and nobody's work is lost to a killed process."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -338,3 +339,48 @@ def test_the_default_folder_is_the_users_own_below_tmpdir(monkeypatch: pytest.Mo
     assert default_cache_folder() == str(tmp_path / f"xmodal-shards-{os.getuid()}")
     cache = ShardCache(default_cache_folder(), 1)
     assert cache.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_files_of_others_in_the_folder_are_neither_counted_nor_evicted(storage: Faraway, cache: ShardCache) -> None:
+    others = [cache.folder / name for name in ("precious.tar", "000000.tar", "a.part", f"{'0' * 63}.tar", "notes.txt")]
+    for path in others:
+        path.write_bytes(bytes(9000))
+    assert cache.num_bytes() == 0
+    for number in range(12):
+        cache.fetch(put(storage, f"{number}.tar")).close()
+    assert cache.num_bytes() == 10_000
+    assert all(path.stat().st_size == 9000 for path in others)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a link that belongs to another user")
+def test_a_link_of_another_user_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "mine")
+    ShardCache(link, 1)
+    os.lchown(link, 4321, 4321)
+    with pytest.raises(UserError, match="belongs to another user"):
+        ShardCache(link, 1)
+
+
+def test_a_disk_without_room_has_no_room(storage: Faraway, cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(NoRoomError):
+        cache.fetch(put(storage, "a.tar"))
+    assert cache.num_bytes() == 0
+
+
+def test_a_forked_process_keeps_nothing_locked(storage: Faraway, cache: ShardCache) -> None:
+    lease = cache.fetch(put(storage, "a.tar", 9000))
+    with cache._locked():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+        child.start()
+    lease.close()
+    try:
+        cache.fetch(put(storage, "b.tar", 9000)).close()  # the child has both locks' files open
+    finally:
+        child.kill()
+        child.join()

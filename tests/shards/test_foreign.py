@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset as wds
@@ -155,3 +156,43 @@ def test_no_shards_no_such_shard_and_no_pictures_are_users_errors(tmp_path: Path
     ):
         with pytest.raises(UserError, match=what):
             open_shards(url)
+
+
+def test_a_table_of_another_tool_beside_a_tar_is_left_as_it_is(foreign: Path) -> None:
+    # As img2dataset writes it.
+    table = pa.table({"url": ["https://example.org/a.jpg"], "caption": ["a dog"], "status": ["success"]})
+    pq.write_table(table, foreign / "data-001.parquet")
+    for _ in range(2):
+        assert [shard.samples for shard in measure_shards(find_shards(str(foreign)), 1, keep_indexes=True)] == [
+            10,
+            10,
+            6,
+        ]
+    assert pq.read_table(foreign / "data-001.parquet").equals(table)
+    assert sorted(path.name for path in foreign.glob("*.parquet")) == [
+        "data-000.parquet", "data-001.index.parquet", "data-001.parquet", "data-002.parquet",
+    ]  # fmt: skip
+    before = (foreign / "data-001.index.parquet").stat().st_mtime_ns
+    assert open_shards(str(foreign)).table.num_rows == 26
+    assert (foreign / "data-001.index.parquet").stat().st_mtime_ns == before
+
+
+def test_shards_of_which_some_have_no_label_are_a_users_error_that_names_one(foreign: Path) -> None:
+    label = b'{"soft_label": [0.1, 0.2, 0.7]}'
+    (foreign / "data-003.tar").write_bytes(make_tar(("x.jpg", GOOD[0][1]), ("x.json", label)))
+    with pytest.raises(UserError, match=r"data-000\.tar: no targets: .*soft_label"):
+        open_shards(str(foreign))
+    for path in foreign.glob("data-00[0-2].tar"):
+        path.unlink()
+    (foreign / "data-004.tar").write_bytes(
+        make_tar(("x.jpg", GOOD[0][1]), ("x.json", label), ("y.jpg", GOOD[1][1]), ("y.json", b"{}"))
+    )
+    with pytest.raises(UserError, match=r"data-004\.tar: no targets"):
+        open_shards(str(foreign))
+    with pytest.raises(UserError, match=r"data-003\.tar: targets of shape \(7, 2\), of 1 samples"):
+        open_shards(f"{foreign}/data-003.tar", target=lambda index: np.zeros((7, 2), np.float32))
+
+
+def test_json_that_is_nested_without_end_costs_its_fields_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar(("x.jpg", GOOD[0][1]), ("x.json", b"[" * 200_000)))
+    assert open_shards(str(tmp_path)).table.num_rows == 1

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -175,26 +176,25 @@ def s3(view_folder: Path) -> Iterator[tuple[str, object]]:
 def watched(folder: Path, max_bytes: int) -> Iterator[list[set[str]]]:
     """What lies in a cache, again and again, as long as the block lasts; its bound is checked each time."""
     seen: list[set[str]] = [set()]
-    too_large: list[int] = []
     ended = threading.Event()
 
-    def watch() -> None:
-        cache = ShardCache(folder, max_bytes)
+    def watch() -> int:
+        """The most that it ever held."""
+        cache, most = ShardCache(folder, max_bytes), 0
         while not ended.wait(0.002):
-            if cache.num_bytes() > max_bytes:
-                too_large.append(cache.num_bytes())
+            most = max(most, cache.num_bytes())
             there = {path.stem for path in folder.glob("*.tar")}
             if there != seen[-1]:
                 seen.append(there)
+        return most
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        thread.join()
-    assert not too_large
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            yield seen
+        finally:
+            ended.set()
+        assert 0 < watching.result() <= max_bytes
 
 
 def test_the_same_from_s3_with_faults_and_with_a_cache_too_small(s3, unbroken: Steps, tmp_path: Path) -> None:

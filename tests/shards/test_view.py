@@ -19,7 +19,7 @@ import pytest
 
 from shards.errors import UserError
 from shards.storage import LocalStorage
-from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, View, fingerprint, open_view, write_view
+from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, View, fingerprint, open_view, target_array, write_view
 
 MakeView = Callable[..., View]
 TableOf = Callable[[Path], pa.Table]
@@ -312,3 +312,26 @@ def test_parquet_files_that_are_not_the_views_own_stay(
         description={"counts": {"splits": {"train": 9}}},
     )
     assert mine.read_bytes() == b"mine"
+
+
+def test_a_document_that_names_files_elsewhere_has_them_neither_read_nor_deleted(
+    view_copy: View, dataset_copy: Path, make_view: MakeView
+) -> None:
+    samples = f"samples-{view_copy.fingerprint[:12]}.parquet"
+    victim = Path(view_copy.url).parent / samples
+    shutil.copy(Path(view_copy.url, samples), victim)
+    document = Path(view_copy.url, "view.json")
+    for name in (f"../{samples}", str(victim), ["a"]):
+        document.write_text(json.dumps(view_copy.description | {"samples": name}))
+        with pytest.raises(UserError):
+            open_view(view_copy.url)
+        make_view(dataset_copy, Path(view_copy.url), view_copy.table.slice(0, 9))
+        assert victim.exists()
+
+
+@pytest.mark.parametrize("odd", [[0.5, 0.5], [], None])
+def test_targets_of_other_lengths_are_a_users_error_that_names_the_sample(view: View, odd: list[float] | None) -> None:
+    targets = view.table["target"].to_pylist()
+    targets[30] = odd
+    with pytest.raises(UserError, match=r"00000\d\.tar: post0030-0: its target has"):
+        target_array(with_column(view.table, "target", targets))
