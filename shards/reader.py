@@ -165,7 +165,7 @@ class SampleReader:
     def _read_range(self, shard: RemoteShard, offset: int, length: int, crc32: int) -> bytes:
         for _ in range(1 if shard.storage.is_local else _MAX_CORRUPT_READS):
             content = shard.storage.read_range(shard.name, offset, length)
-            # No sha256 covers a part of an object, and not every network's checksum is worth trusting.
+            # No sha256 covers a part of a shard; disks and networks change bytes, seldom and without a word.
             if zlib.crc32(content) == crc32:
                 return content
         raise DamagedSampleError("its bytes are not those that were indexed")
