@@ -97,7 +97,7 @@ class SampleReader:
     def read(self, rows: Sequence[int]) -> list[bytes | DamagedSampleError]:
         """The encoded pictures of some rows; the error in place of one that is damaged.
 
-        Raises UserError for a shard that is not there, cannot be read, or is not the one that was indexed.
+        Raises UserError for a shard that is not there or cannot be read.
         """
         self._here()
         contents = [self._read_cached(row) for row in rows]
