@@ -120,7 +120,7 @@ def global_batches(folder: Path, ranks: int, first: int) -> Steps:
 def assert_goes_on(url: str, killed: Path, at: int, unbroken: Steps, *, ranks: int, cache_gib: float) -> None:
     """Resumed from a killed run's state on so many ranks, the rest of the run is that of the unbroken one."""
     folder = killed.parent / f"resumed-{ranks}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # `watched` may have made it already
     shutil.copy(killed / "state.json", folder)
     run(url, folder, ranks=ranks, workers=1 if ranks == 4 else 2, cache_gib=cache_gib)
     assert global_batches(folder, ranks, 0) == {step: unbroken[step] for step in range(at, LAST_STEP)}
