@@ -23,7 +23,8 @@ from tiny_classifier import save_classifier
 from shards.dataset import read_dataset
 from shards.errors import UserError
 from shards.storage import open_storage
-from xmodal.labelling import LabelConfig, _common_identity
+from xmodal.labelling.cluster import _common_identity
+from xmodal.labelling.config import LabelConfig
 from xmodal.teacher.lexicon import LexiconTeacher
 
 TRIES = 2
@@ -52,7 +53,8 @@ def post(post_id: Any, *urls: str, **changes: Any) -> bytes:
 
 
 def failure(reason: str, post_id: str | None = None, **changes: Any) -> dict[str, Any]:
-    plain = {"url": None, "line": None, "http_status": None, "retryable": False, "tries": 0}
+    number = 0 if "url" in changes else None
+    plain = {"media_number": number, "url": None, "line": None, "http_status": None, "retryable": False, "tries": 0}
     return {"post_id": post_id, "reason": reason} | plain | changes
 
 
@@ -183,8 +185,8 @@ def several_media(server: web.WebServer) -> Iterator[Case]:
         line=post("album", media=media),
         samples={**good("album-0"), **good("album-3")},
         failures=[
-            failure("not_a_photo", "album", url="film.mp4"),
-            failure("http_error", "album", url=gone, http_status=404, tries=1),
+            failure("not_a_photo", "album", media_number=1, url="film.mp4"),
+            failure("http_error", "album", media_number=2, url=gone, http_status=404, tries=1),
         ],
     )
     yield Case(line=post("twice", photo), samples=good("twice-0"))
@@ -330,7 +332,9 @@ def test_the_summary_counts_posts_pictures_samples_and_failures(labelled):
     reasons = Counter(told["reason"] for case in labelled.cases for told in case.failures)
     assert counts["posts"] == str(len(labelled.cases))
     assert counts["samples"] == str(sum(len(case.samples) for case in labelled.cases))
-    assert counts["failures"] == ", ".join(f"{reasons[name]} {name}" for name in sorted(reasons))
+    retryable = sum(told["retryable"] for case in labelled.cases for told in case.failures)
+    listed = ", ".join(f"{reasons[name]} {name}" for name in sorted(reasons))
+    assert counts["failures"] == f"{listed}; --retry-failures tries {retryable} of them again"
     assert counts["shards"] == "2 (0 were there before)"
 
 

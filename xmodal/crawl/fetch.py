@@ -13,6 +13,7 @@ import aiohttp
 import xmodal
 from shards.checks import require_range
 from xmodal.crawl.pictures import Picture, PictureConfig, RefusedPictureError, check_picture
+from xmodal.crawl.politeness import HostGate
 
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CHUNK = 1 << 16
@@ -67,7 +68,7 @@ class _FailedTryError(Exception):
 
 
 async def fetch_in_order(
-    urls: Sequence[str], config: FetchConfig, pictures: PictureConfig
+    urls: Sequence[str], config: FetchConfig, pictures: PictureConfig, gate: HostGate
 ) -> AsyncIterator[FetchResult]:
     """Fetch `urls` and yield their results in the order given; at most a few times `max_concurrent` are held."""
     limit = asyncio.Semaphore(config.max_concurrent)

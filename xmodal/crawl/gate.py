@@ -78,7 +78,7 @@ class GateKeeper:
                 state.limits.settle(Over(unknown=num_open), time.monotonic())
                 state.changed()
 
-    async def waits(self, most: int) -> dict[str, tuple[int, float]]:
+    def busiest(self, most: int) -> dict[str, tuple[int, float]]:
         """Of the `most` hosts that were asked most: requests, and seconds that clients waited for their turn."""
         busiest = sorted(self._hosts.items(), key=lambda item: -item[1].num_requests)[:most]
         return {host: (state.num_requests, state.seconds_waited) for host, state in busiest}
