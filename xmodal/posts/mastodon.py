@@ -1,7 +1,8 @@
 """Mastodon statuses → posts, of any server that speaks its API."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,6 +11,26 @@ from xmodal.posts.untrusted import as_object
 
 MAX_HTML_LENGTH = 100_000
 """Servers allow some thousands of characters; Python's parser takes very long over what is made to take long."""
+
+
+def mastodon_posts(record: Any) -> Iterator[Post | UnreadablePostError]:
+    """The posts of a status, a page of statuses, or an event of a stream; for each that cannot be used, why.
+
+    Events of other things than statuses give none.
+    """
+    if isinstance(record, Mapping) and "event" in record:
+        if record["event"] not in ("update", "status.update"):
+            return
+        try:
+            record = json.loads(str(record.get("payload")))
+        except (ValueError, RecursionError):
+            yield UnreadablePostError("bad_json", "payload: not JSON")
+            return
+    for status in record if isinstance(record, list) else [record]:
+        try:
+            yield mastodon_post(status)
+        except UnreadablePostError as error:
+            yield error
 
 
 def mastodon_post(record: Any) -> Post:

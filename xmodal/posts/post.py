@@ -13,7 +13,7 @@ PostKind = Literal["post", "repost", "reply", "quote"]
 
 UNREADABLE = {
     "bad_json": "the line is not JSON in UTF-8",
-    "bad_row": "the row of a CSV file has no whole fields, or not as many as the header",
+    "bad_row": "the row of a table is broken: its quotes, its encoding, or how many fields it has",
     "bad_post": "a field is missing that every post has, or of another type",
     "no_text": "the post has no words",
     "no_media": "the post has no picture",
