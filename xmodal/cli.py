@@ -51,10 +51,14 @@ def label(arguments: list[str]) -> None:
     from xmodal.labelling import label as run
 
     summary = run(_config(LabelConfig, arguments, label))
-    failures = ", ".join(f"{count} {reason}" for reason, count in summary.failures.items()) or "none"
+    failures, rejected = (
+        ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+        for counts in (summary.failures, summary.rejected)
+    )
     _print_table(
         f"Dataset {os.path.abspath(summary.dataset)}",
         [
+            ("left out by select", rejected),
             ("posts", summary.posts),
             ("pictures named by them", summary.media),
             ("samples", summary.samples),

@@ -27,7 +27,9 @@ from shards.writer import Sample, recover_failures, write_shard
 from xmodal.crawl.fetch import FetchConfig
 from xmodal.crawl.pictures import PictureConfig
 from xmodal.labels import SoftLabel, histogram
+from xmodal.posts.formats import PostsFormat
 from xmodal.posts.readers import PostRecord, check_posts_file, posts_fingerprint, read_posts, units
+from xmodal.posts.selection import SelectConfig, selected
 from xmodal.teacher.teacher import Teacher, TeacherConfig, load_teacher
 from xmodal.unit import UnitOutageError, unit_samples
 
@@ -39,9 +41,14 @@ class LabelConfig:
     """From a file of posts to a dataset of soft-labelled shards."""
 
     posts: str
-    """File of posts: .jsonl, .jsonl.gz or .jsonl.zst."""
+    """File of posts (.jsonl, .json or .csv, also followed by .gz or .zst; .parquet), a folder of such, or a pattern
+    such as 'posts/*.jsonl.zst'; several are read in the order of their names."""
     dataset: str
     """Folder of the dataset. Inside a Ray job a relative one lies below $XMODAL_ROOT (or ~/xmodal)."""
+    format: PostsFormat = "auto"
+    """What the posts' records are: xmodal's own, what a service answers (X's API v2, Mastodon, Bluesky), or T4SA's
+    files. By default the names of the files and their first records tell."""
+    select: SelectConfig = field(default_factory=SelectConfig)
     base_url: str | None = None
     """What relative picture URLs are relative to."""
     posts_per_unit: int = 1000
@@ -82,8 +89,11 @@ class LabelSummary:
 
     dataset: str
     posts: int
+    """Records of the input, but for those that `rejected` counts."""
     media: int
     """Pictures that the posts name."""
+    rejected: dict[str, int]
+    """Rule of `select` → how many posts it left out."""
     samples: int
     failures: dict[str, int]
     """Reason → how many posts or pictures gave no sample for it."""
@@ -107,14 +117,15 @@ def label(config: LabelConfig) -> LabelSummary:
     Raises UserError for posts that cannot be read, a dataset made from other posts or settings, and, once all other
     units are committed, for units of which no picture could be had.
     """
-    check_posts_file(config.posts)
+    check_posts_file(config.posts, config.format)
     dataset = resolve_dataset(config.dataset, os.environ)
     storage = open_storage(dataset, create=True)
     recipe = recipe_of(config)
     _pin_recipe(storage, recipe)
     done = {name.removesuffix(".tar") for name in storage.names(".tar")}
     counts: Counter[str] = Counter()
-    missing = _missing_units(config, done, counts)
+    rejected: Counter[str] = Counter()
+    missing = _missing_units(config, done, counts, rejected)
     first = next(missing, None)
     if first is not None:
         _run_on_ray(config, dataset, first, missing)
@@ -124,13 +135,18 @@ def label(config: LabelConfig) -> LabelSummary:
     shards = finish(
         storage,
         describe_shard=_describe_shard,
-        describe_dataset=lambda shards: {"teacher": _one_teacher(shards), "recipe": recipe},
+        describe_dataset=lambda shards: {
+            "teacher": _one_teacher(shards),
+            "recipe": recipe,
+            "rejected": dict(sorted(rejected.items())),
+        },
     )
     reasons = Counter(failure["reason"] for failure in failures(storage))
     return LabelSummary(
         dataset=dataset,
         posts=counts["posts"],
         media=counts["media"],
+        rejected=dict(sorted(rejected.items())),
         samples=sum(shard.samples for shard in shards),
         failures=dict(sorted(reasons.items())),
         shards=shards,
@@ -158,7 +174,9 @@ def unit_name(number: int) -> str:
 def recipe_of(config: LabelConfig) -> dict[str, Any]:
     """All that decides what the shards hold, as plain values."""
     return {
-        "posts_sha256": posts_fingerprint(config.posts),
+        "posts_sha256": posts_fingerprint(config.posts, config.format),
+        "format": config.format,
+        "select": asdict(config.select),
         "base_url": config.base_url,
         "posts_per_unit": config.posts_per_unit,
         "keep_text": config.keep_text,
@@ -198,9 +216,10 @@ def _check_recipe(storage: Storage, recipe: dict[str, Any]) -> None:
 
 
 def _missing_units(
-    config: LabelConfig, done: set[str], counts: "Counter[str]"
+    config: LabelConfig, done: set[str], counts: "Counter[str]", rejected: "Counter[str]"
 ) -> Iterator[tuple[int, list[PostRecord]]]:
-    for number, records in units(read_posts(config.posts), config.posts_per_unit):
+    records_to_label = selected(read_posts(config.posts, config.format), config.select, rejected)
+    for number, records in units(records_to_label, config.posts_per_unit):
         counts["posts"] += len(records)
         counts["media"] += sum(len(record.post.media) for record in records if record.post)
         if unit_name(number) not in done:
