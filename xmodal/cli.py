@@ -62,12 +62,16 @@ def label(arguments: list[str]) -> None:
     retry = "--retry-failures" in arguments
     config = _config(LabelConfig, [argument for argument in arguments if argument != "--retry-failures"], label)
     summary = driver.retry_failures(config) if retry else driver.label(config)
-    failures = ", ".join(f"{count} {reason}" for reason, count in summary.failures.items()) or "none"
+    failures, rejected = (
+        ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+        for counts in (summary.failures, summary.rejected)
+    )
     if summary.retryable:
         failures += f"; --retry-failures tries {summary.retryable} of them again"
     _print_table(
         f"Dataset {os.path.abspath(summary.dataset)}",
         [
+            ("left out by select", rejected),
             ("posts", summary.posts),
             ("pictures named by them", summary.media),
             ("samples", summary.samples),

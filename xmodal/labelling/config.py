@@ -13,7 +13,9 @@ from shards.storage import Storage
 from xmodal.crawl.fetch import FetchConfig
 from xmodal.crawl.pictures import PictureConfig
 from xmodal.crawl.politeness import PolitenessConfig
+from xmodal.posts.formats import PostsFormat
 from xmodal.posts.readers import posts_fingerprint
+from xmodal.posts.selection import SelectConfig
 from xmodal.teacher.teacher import TeacherConfig
 
 
@@ -22,9 +24,14 @@ class LabelConfig:
     """From a file of posts to a dataset of soft-labelled shards."""
 
     posts: str
-    """File of posts: .jsonl, .jsonl.gz or .jsonl.zst."""
+    """File of posts (.jsonl, .json or .csv, also followed by .gz or .zst; .parquet), a folder of such, or a pattern
+    such as 'posts/*.jsonl.zst'; several are read in the order of their names."""
     dataset: str
     """Folder of the dataset. Inside a Ray job a relative one lies below $XMODAL_ROOT (or ~/xmodal)."""
+    format: PostsFormat = "auto"
+    """What the posts' records are: xmodal's own, what a service answers (X's API v2, Mastodon, Bluesky), or T4SA's
+    files. By default the names of the files and their first records tell."""
+    select: SelectConfig = field(default_factory=SelectConfig)
     base_url: str | None = None
     """What relative picture URLs are relative to."""
     posts_per_unit: int = 1000
@@ -63,7 +70,9 @@ def _is_web_url(url: str) -> bool:
 def recipe_of(config: LabelConfig) -> dict[str, Any]:
     """All that decides what the shards hold, as plain values."""
     return {
-        "posts_sha256": posts_fingerprint(config.posts),
+        "posts_sha256": posts_fingerprint(config.posts, config.format),
+        "format": config.format,
+        "select": asdict(config.select),
         "base_url": config.base_url,
         "posts_per_unit": config.posts_per_unit,
         "keep_text": config.keep_text,

@@ -6,8 +6,7 @@ It may die at any point: run again, it goes on.
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,12 @@ from shards.storage import LEFTOVER_AGE_SECONDS, Storage, open_storage
 from xmodal.labelling.cluster import run_on_ray
 from xmodal.labelling.config import LabelConfig, check_recipe, pin_recipe, recipe_of
 from xmodal.labelling.failures import OpenFailures
-from xmodal.labelling.progress import STATUS_NAME, Progress, read_status, status_text
+from xmodal.labelling.progress import STATUS_NAME, InputCounts, Progress, read_status, status_text
 from xmodal.labelling.task import UnitJob
 from xmodal.labelling.units import unit_name
 from xmodal.labels import histogram
 from xmodal.posts.readers import PostRecord, check_posts_file, read_posts, units
+from xmodal.posts.selection import selected
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,11 @@ class LabelSummary:
 
     dataset: str
     posts: int
+    """Records of the input, but for those that `rejected` counts."""
     media: int
     """Pictures that the posts name."""
+    rejected: dict[str, int]
+    """Rule of `select` → how many posts it left out."""
     samples: int
     failures: dict[str, int]
     """Reason → how many posts or pictures have no sample for it."""
@@ -55,7 +58,7 @@ def label(config: LabelConfig) -> LabelSummary:
     storage, dataset, recipe = _open(config)
     pin_recipe(storage, recipe)
     done = {name.removesuffix(".tar") for name in storage.names(".tar")}
-    counts: Counter[str] = Counter()
+    counts = InputCounts()
     jobs = (
         UnitJob(number=number, records=records)
         for number, records in _read_units(config, counts)
@@ -83,7 +86,7 @@ def retry_failures(config: LabelConfig) -> LabelSummary:
     check_recipe(storage, recipe)
     failures = OpenFailures(storage)
     done = len(storage.names(".tar"))
-    counts: Counter[str] = Counter()
+    counts = InputCounts()
 
     def jobs() -> Iterator[UnitJob]:
         for number, records in _read_units(config, counts):
@@ -117,13 +120,13 @@ def status(dataset: str) -> str:
 
 
 def _open(config: LabelConfig) -> tuple[Storage, str, dict[str, Any]]:
-    check_posts_file(config.posts)
+    check_posts_file(config.posts, config.format)
     dataset = resolve_dataset(config.dataset, os.environ)
     return open_storage(dataset, create=True), dataset, recipe_of(config)
 
 
 def _run(
-    config: LabelConfig, storage: Storage, dataset: str, jobs: Iterator[UnitJob], what: str, counts: "Counter[str]"
+    config: LabelConfig, storage: Storage, dataset: str, jobs: Iterator[UnitJob], what: str, counts: InputCounts
 ) -> list[str]:
     """Have the jobs done and the progress shown. Returns what was not committed, and why."""
     first = next(jobs, None)
@@ -141,21 +144,26 @@ def _run(
 
 
 def _finish(
-    storage: Storage, dataset: str, recipe: dict[str, Any], counts: Mapping[str, int], shards_there_before: int
+    storage: Storage, dataset: str, recipe: dict[str, Any], counts: InputCounts, shards_there_before: int
 ) -> LabelSummary:
     check_recipe(storage, recipe)  # a run with other settings may have begun at the same time
     shards = finish(
         storage,
         describe_shard=_describe_shard,
-        describe_dataset=lambda shards: {"teacher": _one_teacher(shards), "recipe": recipe},
+        describe_dataset=lambda shards: {
+            "teacher": _one_teacher(shards),
+            "recipe": recipe,
+            "rejected": dict(sorted(counts.rejected.items())),
+        },
     )
     storage.delete(STATUS_NAME)
     storage.discard_leftovers(LEFTOVER_AGE_SECONDS, {STATUS_NAME})
     reasons, retryable = OpenFailures(storage).count()
     return LabelSummary(
         dataset=dataset,
-        posts=counts["posts"],
-        media=counts["media"],
+        posts=counts.posts,
+        media=counts.media,
+        rejected=dict(sorted(counts.rejected.items())),
         samples=sum(shard.samples for shard in shards),
         failures=dict(sorted(reasons.items())),
         retryable=retryable,
@@ -176,10 +184,11 @@ def resolve_dataset(dataset: str, environment: "os._Environ[str] | dict[str, str
     return os.path.abspath(dataset)
 
 
-def _read_units(config: LabelConfig, counts: "Counter[str]") -> Iterator[tuple[int, list[PostRecord]]]:
-    for number, records in units(read_posts(config.posts), config.posts_per_unit):
-        counts["posts"] += len(records)
-        counts["media"] += sum(len(record.post.media) for record in records if record.post)
+def _read_units(config: LabelConfig, counts: InputCounts) -> Iterator[tuple[int, list[PostRecord]]]:
+    to_label = selected(read_posts(config.posts, config.format), config.select, counts.rejected)
+    for number, records in units(to_label, config.posts_per_unit):
+        counts.posts += len(records)
+        counts.media += sum(len(record.post.media) for record in records if record.post)
         yield number, records
 
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
@@ -26,10 +27,20 @@ SILENT_SECONDS = 60.0
 """A status file that is older was left by a run that has ended."""
 
 
+@dataclass(kw_only=True)
+class InputCounts:
+    """What was read of the input so far."""
+
+    posts: int = 0
+    media: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Rule of `select` → how many posts it left out."""
+
+
 class Progress:
     """Counts what the driver hands out and what comes back. Use it as a context."""
 
-    def __init__(self, storage: Storage, what: str, counts: Mapping[str, int]) -> None:
+    def __init__(self, storage: Storage, what: str, counts: InputCounts) -> None:
         self._storage = storage
         self._what = what
         self._read = counts
@@ -93,7 +104,7 @@ class Progress:
             "state": state,
             "started": round(self._started),
             "updated": round(self._written),
-            "posts_read": self._read.get("posts", 0),
+            "posts_read": self._read.posts,
             "all_posts_read": self._all_read,
             "units_in_flight": self._handed_out - self._committed - len(self.outages),
             "units_committed": self._committed,

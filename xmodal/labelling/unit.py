@@ -82,18 +82,19 @@ def unit_media(
     for record in records:
         post = record.post
         if post is None:
-            unusable.append(failure_record(post_id=record.post_id, reason=record.reason or "", line=record.line))
+            unusable.append(_record_failure(record, record.post_id, record.reason or ""))
         elif post.id in seen:
             # Two samples of one key in one tar would be read as one.
-            unusable.append(failure_record(post_id=post.id, reason="duplicate_post", line=record.line))
+            unusable.append(_record_failure(record, post.id, "duplicate_post"))
         else:
             seen.add(post.id)
             for number, picture in enumerate(post.media):
                 if picture.type == "photo":
                     media.append((post, number, absolute_url(picture.url, base_url)))
                 else:
+                    reason = "media_not_included" if picture.type == "missing" else "not_a_photo"
                     unusable.append(
-                        failure_record(post_id=post.id, media_number=number, reason="not_a_photo", url=picture.url)
+                        failure_record(post_id=post.id, media_number=number, reason=reason, url=picture.url)
                     )
     return media, unusable
 
@@ -126,22 +127,30 @@ def failure_record(
     post_id: str | None = None,
     media_number: int | None = None,
     url: str | None = None,
+    file: str | None = None,
     line: int | None = None,
+    detail: str | None = None,
     http_status: int | None = None,
     retryable: bool = False,
     tries: int = 0,
 ) -> dict[str, Any]:
-    """One line of a failures file. `line` is the input's line, where a whole post gave nothing."""
+    """One line of a failures file. `file` and `line` are the input's, where a whole post gave nothing."""
     return {
         "post_id": post_id,
         "media_number": media_number,
         "url": url,
+        "file": file,
         "line": line,
         "reason": reason,
+        "detail": detail,
         "http_status": http_status,
         "retryable": retryable,
         "tries": tries,
     }
+
+
+def _record_failure(record: PostRecord, post_id: str | None, reason: str) -> dict[str, Any]:
+    return failure_record(post_id=post_id, reason=reason, file=record.file, line=record.line, detail=record.detail)
 
 
 def _fetch_failure(post: Post, media_number: int, result: FetchResult) -> dict[str, Any]:
