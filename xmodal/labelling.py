@@ -24,7 +24,7 @@ from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from shards.storage import Storage, open_storage
 from shards.writer import Sample, recover_failures, write_shard
-from xmodal.crawl.fetch import FetchConfig
+from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.pictures import PictureConfig
 from xmodal.labels import SoftLabel, histogram
 from xmodal.posts.readers import PostRecord, check_posts_file, posts_fingerprint, read_posts, units
@@ -170,6 +170,7 @@ def recipe_of(config: LabelConfig) -> dict[str, Any]:
         ),
         "pictures": asdict(config.pictures),
         "max_bytes": config.fetch.max_bytes,
+        "obey_opt_out": config.fetch.obey_opt_out,
         "xmodal": xmodal.__version__,
     }
 
@@ -290,8 +291,8 @@ def _run_on_ray(
     if outages:
         raise UserError(
             f"{dataset}: units that wait for their pictures: {len(outages)}; the first is {outages[0]}",
-            "check that the hosts answer, and base_url; the same command goes on with these units. "
-            "If the pictures are gone for good, give --commit_outages true",
+            "check that the hosts answer, base_url and fetch.allow_networks; the same command goes on with these "
+            "units. If the pictures are gone for good, give --commit_outages true",
         )
 
 

@@ -6,8 +6,10 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from shards.writer import Sample
-from xmodal.crawl.fetch import FetchConfig, FetchResult, fetch_in_order
+from xmodal.crawl.config import FetchConfig
+from xmodal.crawl.fetch import FetchResult, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
+from xmodal.crawl.politeness import OpenGate
 from xmodal.labels import SoftLabel
 from xmodal.posts.post import Post
 from xmodal.posts.readers import PostRecord
@@ -60,7 +62,7 @@ async def unit_samples(
                     shard_failures.append(failure_record(post_id=post.id, reason="not_a_photo", url=picture.url))
     posts = [record.post for record in records if record.post]
     label_of: dict[str, SoftLabel] = {}
-    results = fetch_in_order([url for _, _, url in media], fetch, pictures)
+    results = fetch_in_order([url for _, _, url in media], fetch, pictures, OpenGate())
     place = 0
     async for result in results:
         post, media_number, _ = media[place]
@@ -80,11 +82,11 @@ async def unit_samples(
 def _refuse_outage(num_media: int, shard_failures: Sequence[dict[str, Any]]) -> None:
     """Raise UnitOutageError where a whole unit failed for reasons that may pass: its shard would stay empty for good.
 
-    So may `bad_url`: where all URLs are relative, it is `base_url` that is missing or wrong.
+    So may two that are settings: where all URLs are relative, it is `base_url` that is missing or wrong; where all
+    addresses are forbidden, `allow_networks`.
     """
-    passing = [
-        failure["reason"] for failure in shard_failures if failure["retryable"] or failure["reason"] == "bad_url"
-    ]
+    settings = ("bad_url", "forbidden_address")
+    passing = [failure["reason"] for failure in shard_failures if failure["retryable"] or failure["reason"] in settings]
     if num_media >= MIN_MEDIA_OF_OUTAGE and len(passing) == num_media:
         raise UnitOutageError(num_media, ", ".join(sorted(set(passing))))
 

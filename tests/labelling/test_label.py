@@ -228,7 +228,13 @@ def labelled(tmp_path_factory, ray_folder) -> Iterator[Labelled]:
             base_url=server.base_url,
             posts_per_unit=40,
             pictures={"max_side": 256},
-            fetch={"max_tries": TRIES, "backoff_seconds": 0.05, "total_seconds": 4, "max_bytes": MAX_BYTES},
+            fetch={
+                "max_tries": TRIES,
+                "backoff_seconds": 0.05,
+                "total_seconds": 4,
+                "max_bytes": MAX_BYTES,
+                "allow_networks": label_command.LOOPBACK,
+            },
         )
         command = [*label_command.LABEL, "--config", str(config)]
         run = label_command.run(command, label_command.environment(ray_folder))
@@ -417,6 +423,7 @@ def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, t
         posts_per_unit=2,
         keep_text=True,
         teacher={"kind": "transformers", "model": str(model), "num_actors": 2},
+        fetch={"allow_networks": label_command.LOOPBACK},
     )
     done = label_command.run([*label_command.LABEL, "--config", str(config)], label_command.environment(ray_folder))
     assert done.returncode == 0, done.stderr
@@ -465,6 +472,7 @@ def test_posts_in_a_compressed_file_that_is_cut_off_end_the_run_in_two_lines(ser
         str(tmp_path / "d"),
         "--posts_per_unit",
         "20",
+        label_command.ALLOW_LOOPBACK,
     ]
     done = label_command.run([*label_command.LABEL, *arguments], label_command.environment(ray_folder))
     assert done.returncode == 2
@@ -482,7 +490,7 @@ def test_a_host_that_is_down_costs_its_own_units_alone_and_they_are_done_when_it
     )
     dataset = tmp_path / "dataset"
     command = [*label_command.LABEL, f"--posts={posts}", f"--dataset={dataset}", "--posts_per_unit=24"]
-    command += ["--fetch.max_tries=1", "--fetch.connect_seconds=2"]
+    command += ["--fetch.max_tries=1", "--fetch.connect_seconds=2", label_command.ALLOW_LOOPBACK]
     variables = label_command.environment(ray_folder)
 
     down = label_command.run([*command, "--base_url=http://127.0.0.1:9/"], variables)
@@ -514,7 +522,12 @@ def test_a_run_that_committed_nothing_binds_the_next_one_to_nothing(server, tmp_
     assert forgotten.returncode == 2
     assert "none of its 24 pictures could be had (bad_url)" in forgotten.stderr
     assert "base_url" in forgotten.stderr.splitlines()[-1]
-    mended = label_command.run([*command, f"--base_url={server.base_url}"], variables)
+    command.append(f"--base_url={server.base_url}")
+    not_allowed = label_command.run(command, variables)
+    assert not_allowed.returncode == 2
+    assert "none of its 24 pictures could be had (forbidden_address)" in not_allowed.stderr
+    assert "fetch.allow_networks" in not_allowed.stderr.splitlines()[-1]
+    mended = label_command.run([*command, label_command.ALLOW_LOOPBACK], variables)
     assert mended.returncode == 0, mended.stderr
     assert len(list((tmp_path / "dataset").glob("*.tar"))) == 1
 
