@@ -72,8 +72,7 @@ def decode_crop(content: bytes, choose: Callable[[tuple[int, int]], Box], size: 
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if isinstance(image, JpegImageFile):
                 width, height = image.size
-                turned = _turn(image) in _SIDEWAYS
-                whole = (height, width) if turned else (width, height)
+                whole = (height, width) if is_sideways(image) else (width, height)
                 box = choose(whole)
                 shrink = max(1.0, min(box[2] - box[0], box[3] - box[1]) / size)
                 image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
@@ -126,6 +125,11 @@ def upright(image: Image.Image) -> Image.Image:
     """
     turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def is_sideways(image: Image.Image) -> bool:
+    """Whether being `upright` exchanges its width and height."""
+    return _turn(image) in _SIDEWAYS
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -15,6 +15,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LABEL = (sys.executable, "-m", "xmodal.cli", "label")
+LOOPBACK = ["127.0.0.0/8"]
+"""For `fetch.allow_networks`: where the web servers of the tests are."""
+ALLOW_LOOPBACK = f"--fetch.allow_networks={json.dumps(LOOPBACK)}"
 
 
 def environment(ray_folder: Path, **variables: str) -> dict[str, str]:

@@ -276,6 +276,15 @@ def test_a_dataset_that_was_not_labelled_is_named_with_the_missing_fields(tmp_pa
         curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
 
 
+def test_a_dataset_that_was_labelled_without_hashes_is_refused(tmp_path):
+    samples = [*post_samples("p1", POSITIVE, photo_bytes(1)), *post_samples("p2", POSITIVE, photo_bytes(2))]
+    samples[1].fields.update(sha256="", pdq="")
+    dataset = write_dataset(tmp_path / "bare", [samples])
+    with pytest.raises(UserError, match=r"bare/000000\.tar: samples without hashes") as caught:
+        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
+    assert "pictures.hashes" in caught.value.remedy
+
+
 def test_a_sample_without_a_soft_label_among_others_is_refused(tmp_path):
     samples = [*post_samples("p1", POSITIVE, photo_bytes(1)), *post_samples("p2", POSITIVE, photo_bytes(2))]
     samples[1].fields["soft_label"] = None

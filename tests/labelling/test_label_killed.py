@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(server, tm
         dataset=str(tmp_path / "killed"),
         base_url=server.base_url,
         posts_per_unit=POSTS_PER_UNIT,
-        fetch={"max_concurrent": 1},
+        fetch={"max_concurrent": 1, "allow_networks": label_command.LOOPBACK},
     )
     command = [*label_command.LABEL, "--config", str(config)]
     variables = label_command.environment(ray_folder)

@@ -1,51 +1,30 @@
-"""Fetching pictures over HTTP: many at a time, in order, with caps on bytes, time, redirects and tries."""
+"""Fetching pictures over HTTP: many at a time, in order, through the gate of each host, with tries again."""
 
 import asyncio
 import random
-import re
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import aiohttp
+from yarl import URL
 
-import xmodal
-from shards.checks import require_range
-from xmodal.crawl.pictures import Picture, PictureConfig, RefusedPictureError, check_picture
-from xmodal.crawl.politeness import HostGate
+from xmodal.crawl.config import FetchConfig
+from xmodal.crawl.pictures import Picture, PictureConfig, RefusedPictureError, check_header, check_picture
+from xmodal.crawl.politeness import HostDownError, HostGate
+from xmodal.crawl.request import Body, FailedTryError, open_session, parse_url, request, unpack
+from xmodal.crawl.retries import backoff_wait
+from xmodal.crawl.spool import Spool
 
-RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CHUNK = 1 << 16
-# What no host name holds; a resolver would be asked for it, again and again.
-_HOST = re.compile(r"[^\x00-\x20\x7f\"%<>\\^`{|}]+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FetchConfig:
-    """How pictures are fetched. The limits hold for one unit; a limit a host for a whole cluster is not there yet."""
-
-    max_concurrent: int = 16
-    """Requests of one unit at a time."""
-    max_tries: int = 3
-    """Tries for one picture, first included. Only retryable failures use them."""
-    backoff_seconds: float = 0.5
-    """Wait before the second try; doubled for each further one, and varied by half."""
-    connect_seconds: float = 10.0
-    """Longest wait for a connection."""
-    total_seconds: float = 60.0
-    """Longest time for one try, redirects and body included."""
-    max_bytes: int = 20_000_000
-    """Larger answers are dropped while reading."""
-    max_redirects: int = 5
-    """Longer chains of redirects are given up."""
-    user_agent: str = f"xmodal/{xmodal.__version__}"
-    """Add a way to reach you, such as `xmodal/0.1 (+https://example.org/crawl; crawl@example.org)`."""
-
-    def __post_init__(self) -> None:
-        require_range(self, "max_concurrent", "max_tries", "max_bytes", least=1)
-        require_range(self, "connect_seconds", "total_seconds", above=0)
-        require_range(self, "backoff_seconds", "max_redirects", least=0)
+# A unit is a task with one processor; the second thread decodes while the first waits for the interpreter. More would
+# take more memory: a picture of 50 million pixels is 200 MB while it is decoded.
+_NUM_DECODERS = 2
+# So many pictures are begun for each that may be requested: those that wait for their host keep none of the others.
+_BEGUN_PER_SLOT = 16
+# So many results may wait behind one that is slow; beyond so many bytes, on disk.
+_MAX_WAITING = 10_000
+_MAX_WAITING_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,122 +34,193 @@ class FetchResult:
     url: str
     picture: Picture | None = None
     reason: str | None = None
-    """A code of the failures file; None where there is a picture."""
+    """A code of `reasons.REASONS`; None where there is a picture."""
     http_status: int | None = None
     retryable: bool = False
     tries: int = 0
+    """Without those that failed because the host as a whole was down."""
 
 
-class _FailedTryError(Exception):
-    def __init__(self, reason: str, http_status: int | None = None, retryable: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.http_status, self.retryable = reason, http_status, retryable
+_Fetching = asyncio.Task[Callable[[], "FetchResult"]]
 
 
 async def fetch_in_order(
     urls: Sequence[str], config: FetchConfig, pictures: PictureConfig, gate: HostGate
 ) -> AsyncIterator[FetchResult]:
-    """Fetch `urls` and yield their results in the order given; at most a few times `max_concurrent` are held."""
-    limit = asyncio.Semaphore(config.max_concurrent)
-    pending: deque[asyncio.Task[FetchResult]] = deque()
-    remaining = iter(urls)
-    async with _open_session(config) as session:
+    """Fetch `urls` and yield their results in the order given. Each request passes the `gate` of its host.
 
-        async def fetch_within_limit(url: str) -> FetchResult:
-            async with limit:
-                return await _fetch(session, url, config, pictures)
+    Memory is bounded by the requests in flight, not by the number of URLs. An iteration that ends early ends all
+    requests.
+    """
+    spool = Spool(_MAX_WAITING_BYTES)
+    decoders = ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="decode")
+    waiting: asyncio.Queue[_Fetching | None] = asyncio.Queue(_MAX_WAITING)
+    running: set[_Fetching] = set()
+    try:
+        async with open_session(config) as session:
+            fetcher = _Fetcher(session, config, pictures, gate, decoders)
+            begun = asyncio.Semaphore(_BEGUN_PER_SLOT * config.max_concurrent)
 
+            async def fetch(url: str) -> Callable[[], FetchResult]:
+                try:
+                    return _spooled(await fetcher.fetch(url), spool)
+                finally:
+                    begun.release()
+
+            async def begin() -> None:
+                for url in urls:
+                    await begun.acquire()
+                    task = asyncio.create_task(fetch(url))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                    await waiting.put(task)
+                await waiting.put(None)
+
+            beginning = asyncio.create_task(begin())
+            try:
+                while (task := await waiting.get()) is not None:
+                    yield (await task)()
+            finally:
+                unfinished = [beginning, *running]
+                for one in unfinished:
+                    one.cancel()
+                await asyncio.gather(*unfinished, return_exceptions=True)
+    finally:
+        decoders.shutdown(wait=False, cancel_futures=True)
+        spool.close()
+
+
+def _spooled(result: FetchResult, spool: Spool) -> Callable[[], FetchResult]:
+    """What gives the result when its turn comes."""
+    picture = result.picture
+    if picture is None:
+        return lambda: result
+    take = spool.put(picture.content)
+    bare = replace(picture, content=b"")
+    return lambda: replace(result, picture=replace(bare, content=take()))
+
+
+@dataclass(kw_only=True)
+class _Effort:
+    """What one picture has cost so far, waiting for its hosts' turns not counted."""
+
+    tries: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    seconds_of_try: float = 0.0
+
+
+class _Fetcher:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        config: FetchConfig,
+        pictures: PictureConfig,
+        gate: HostGate,
+        decoders: ThreadPoolExecutor,
+    ) -> None:
+        self._session, self._config, self._pictures, self._gate = session, config, pictures, gate
+        self._decoders = decoders
+        self._slots = asyncio.Semaphore(config.max_concurrent)
+
+    async def fetch(self, url: str) -> FetchResult:
+        """Try until there is a picture, or no further try is worth it."""
+        effort = _Effort()
         try:
-            while True:
-                # Some wait ahead of the limit, so that one slow picture at the front does not idle the others.
-                while len(pending) < 4 * config.max_concurrent and (url := next(remaining, None)) is not None:
-                    pending.append(asyncio.create_task(fetch_within_limit(url)))
-                if not pending:
-                    return
-                yield await pending.popleft()
+            first = parse_url(url, self._config)
+        except FailedTryError as failure:
+            return FetchResult(url=url, reason=failure.reason)
+        while True:
+            effort.seconds_of_try = 0.0
+            try:
+                picture = await self._follow(first, effort)
+            except RefusedPictureError as error:
+                return FetchResult(url=url, reason=error.reason, http_status=200, tries=effort.tries + 1)
+            except FailedTryError as failure:
+                effort.tries += failure.counts
+                effort.failures += 1
+                if not self._is_tried_again(failure, effort):
+                    return FetchResult(
+                        url=url,
+                        reason=failure.reason,
+                        http_status=failure.http_status,
+                        retryable=failure.retryable,
+                        tries=effort.tries,
+                    )
+            else:
+                return FetchResult(url=url, picture=picture, http_status=200, tries=effort.tries + 1)
+            wait = backoff_wait(
+                self._config.backoff_seconds, self._config.max_backoff_seconds, effort.failures, random.random()
+            )
+            effort.seconds += wait
+            await asyncio.sleep(wait)
+
+    def _is_tried_again(self, failure: FailedTryError, effort: _Effort) -> bool:
+        return (
+            failure.retryable
+            and failure.reason != "host_down"
+            and effort.tries < self._config.max_tries
+            and effort.seconds < self._config.max_seconds_per_picture
+        )
+
+    async def _follow(self, url: URL, effort: _Effort) -> Picture:
+        """One try: a request, and one for each redirect. Raises FailedTryError and RefusedPictureError."""
+        for _ in range(self._config.max_redirects + 1):
+            answer = await self._visit(url, effort)
+            if isinstance(answer, Picture):
+                return answer
+            url = parse_url(answer, self._config, base=url)
+        raise FailedTryError("too_many_redirects")
+
+    async def _visit(self, url: URL, effort: _Effort) -> Picture | str:
+        """One request through the gate of its host: the picture, or where a redirect leads to."""
+        host = url.raw_host or ""
+        try:
+            await self._gate.enter(host)
+        except HostDownError:
+            failure = FailedTryError("host_down", retryable=True)
+            failure.counts = False
+            raise failure from None
+        try:
+            # Taken after the gate, so that pictures that wait for a slow host keep none of the others from theirs.
+            await self._slots.acquire()
+        except asyncio.CancelledError:
+            await self._gate.leave(host, answered=None)
+            raise
+        try:
+            answer = await self._ask(url, host, effort)
+            # The request's slot is kept: nothing is fetched faster than it is decoded.
+            return answer if isinstance(answer, str) else await self._check(answer)
         finally:
-            for task in pending:
-                task.cancel()
+            self._slots.release()
 
-
-def _open_session(config: FetchConfig) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=config.max_concurrent),
-        timeout=aiohttp.ClientTimeout(total=config.total_seconds, connect=config.connect_seconds),
-        headers={"User-Agent": config.user_agent, "Accept": "image/*"},
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
-
-
-async def _fetch(session: aiohttp.ClientSession, url: str, config: FetchConfig, pictures: PictureConfig) -> FetchResult:
-    failure = _FailedTryError("bad_url")
-    tries = 0
-    if not _is_fetchable(url):
-        return FetchResult(url=url, reason=failure.reason)
-    while tries < config.max_tries:
-        if tries:
-            await asyncio.sleep(backoff_wait(config.backoff_seconds, tries, random.random()))
-        tries += 1
+    async def _ask(self, url: URL, host: str, effort: _Effort) -> Body | str:
+        """The answer to one request; whatever comes of it, the gate is told."""
+        config = self._config
+        seconds = min(config.total_seconds - effort.seconds_of_try, config.max_seconds_per_picture - effort.seconds)
+        start = time.monotonic()
         try:
-            content = await _read_answer(session, url, config)
-            # Decoding takes the processor for long enough to stall every other download.
-            picture = await asyncio.to_thread(check_picture, content, pictures)
-        except RefusedPictureError as error:
-            return FetchResult(url=url, reason=error.reason, http_status=200, tries=tries)
-        except _FailedTryError as error:
-            failure = error
-            if not failure.retryable:
-                break
-        else:
-            return FetchResult(url=url, picture=picture, http_status=200, tries=tries)
-    return FetchResult(
-        url=url, reason=failure.reason, http_status=failure.http_status, retryable=failure.retryable, tries=tries
-    )
+            # At least a moment: to aiohttp, no time at all means no limit.
+            answer = await request(self._session, url, max(seconds, 0.001), config)
+        except FailedTryError as failure:
+            failure.counts = await self._gate.leave(host, answered=failure.answered, retry_after=failure.retry_after)
+            raise
+        except BaseException:
+            # Cancelled, which says nothing of the host.
+            await self._gate.leave(host, answered=None)
+            raise
+        finally:
+            spent = time.monotonic() - start
+            effort.seconds += spent
+            effort.seconds_of_try += spent
+        await self._gate.leave(host, answered=True)
+        return answer
 
+    async def _check(self, body: Body) -> Picture:
+        if not body.encoding and (picture := check_header(body.content, self._pictures)) is not None:
+            return picture
+        # Decoding takes the processor for long enough to stall every other download.
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._unpack_and_check, body)
 
-def backoff_wait(backoff_seconds: float, num_failures: int, jitter: float) -> float:
-    """Seconds to wait after so many failed tries: doubled with each, and varied by half as `jitter` in [0, 1) says."""
-    return backoff_seconds * 2 ** (num_failures - 1) * (0.5 + jitter)
-
-
-def _is_fetchable(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        return parts.scheme in ("http", "https") and bool(_HOST.fullmatch(host)) and (port is None or port > 0)
-    except ValueError:
-        return False
-
-
-async def _read_answer(session: aiohttp.ClientSession, url: str, config: FetchConfig) -> bytes:
-    """The body of a 200 answer. Raises _FailedTryError."""
-    try:
-        async with session.get(
-            url,
-            allow_redirects=config.max_redirects > 0,
-            max_redirects=config.max_redirects + 1,  # aiohttp gives up at this many, not above it
-        ) as answer:
-            if answer.status != 200:
-                raise _FailedTryError("http_error", answer.status, answer.status in RETRYABLE_STATUS)
-            if (answer.content_length or 0) > config.max_bytes:
-                raise _FailedTryError("too_large", 200)
-            content = bytearray()
-            # Counted while reading: the length may be missing, wrong, or that of the compressed body.
-            async for chunk in answer.content.iter_chunked(_CHUNK):
-                content += chunk
-                if len(content) > config.max_bytes:
-                    raise _FailedTryError("too_large", 200)
-            return bytes(content)
-    except aiohttp.TooManyRedirects:
-        raise _FailedTryError("too_many_redirects") from None
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        raise _FailedTryError("bad_url") from None
-    except TimeoutError:
-        raise _FailedTryError("timeout", retryable=True) from None
-    except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
-        raise _FailedTryError("cut_off", retryable=True) from None
-    except (aiohttp.ClientError, OSError):
-        raise _FailedTryError("connection_error", retryable=True) from None
-    except ValueError:
-        # UnicodeError: a host name that DNS cannot hold, such as one with an empty or too long label.
-        raise _FailedTryError("bad_url") from None
+    def _unpack_and_check(self, body: Body) -> Picture:
+        return check_picture(unpack(body, self._config.max_bytes), self._pictures)

@@ -196,6 +196,11 @@ def _read_samples(storages: Sequence[Storage], documents: Sequence[dict[str, Any
                     f"{storage.url}/{shard['name']}: samples without {', '.join(sorted(missing))}",
                     "curate datasets that `xmodal label` made",
                 )
+            if "" in index["sha256"].to_pylist():
+                raise UserError(
+                    f"{storage.url}/{shard['name']}: samples without hashes, so their duplicates cannot be found",
+                    "label with pictures.hashes: true",
+                )
             shards.append(shard_entry(number, shard["name"], index))
             # The other fields' types may differ from dataset to dataset.
             index = index.select([*_PLACE, *_FIELDS])

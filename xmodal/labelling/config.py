@@ -10,7 +10,7 @@ from shards.checks import require_range
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from shards.storage import Storage
-from xmodal.crawl.fetch import FetchConfig
+from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.pictures import PictureConfig
 from xmodal.crawl.politeness import PolitenessConfig
 from xmodal.posts.formats import PostsFormat
@@ -84,6 +84,7 @@ def recipe_of(config: LabelConfig) -> dict[str, Any]:
         ),
         "pictures": asdict(config.pictures),
         "max_bytes": config.fetch.max_bytes,
+        "obey_opt_out": config.fetch.obey_opt_out,
         "xmodal": xmodal.__version__,
     }
 

@@ -68,8 +68,8 @@ def label(config: LabelConfig) -> LabelSummary:
     if outages:
         raise UserError(
             f"{dataset}: units that wait for their pictures: {len(outages)}; the first is {outages[0]}",
-            "check that the hosts answer, and base_url; the same command goes on with these units. "
-            "If the pictures are gone for good, give --commit_outages true",
+            "check that the hosts answer, base_url and fetch.allow_networks; the same command goes on with these "
+            "units. If the pictures are gone for good, give --commit_outages true",
         )
     return _finish(storage, dataset, recipe, counts, len(done))
 

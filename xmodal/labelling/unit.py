@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from shards.writer import Sample
-from xmodal.crawl.fetch import FetchConfig, FetchResult, fetch_in_order
+from xmodal.crawl.config import FetchConfig
+from xmodal.crawl.fetch import FetchResult, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
 from xmodal.crawl.politeness import HostGate
 from xmodal.labels import SoftLabel
@@ -92,9 +93,13 @@ def unit_media(
                 if picture.type == "photo":
                     media.append((post, number, absolute_url(picture.url, base_url)))
                 else:
-                    reason = "media_not_included" if picture.type == "missing" else "not_a_photo"
                     unusable.append(
-                        failure_record(post_id=post.id, media_number=number, reason=reason, url=picture.url)
+                        failure_record(
+                            post_id=post.id,
+                            media_number=number,
+                            reason="media_not_included" if picture.type == "missing" else "not_a_photo",
+                            url=picture.url,
+                        )
                     )
     return media, unusable
 
@@ -102,11 +107,11 @@ def unit_media(
 def _refuse_outage(num_media: int, shard_failures: Sequence[dict[str, Any]]) -> None:
     """Raise UnitOutageError where a whole unit failed for reasons that may pass: its shard would stay empty for good.
 
-    So may `bad_url`: where all URLs are relative, it is `base_url` that is missing or wrong.
+    So may two that are settings: where all URLs are relative, it is `base_url` that is missing or wrong; where all
+    addresses are forbidden, `allow_networks`.
     """
-    passing = [
-        failure["reason"] for failure in shard_failures if failure["retryable"] or failure["reason"] == "bad_url"
-    ]
+    settings = ("bad_url", "forbidden_address")
+    passing = [failure["reason"] for failure in shard_failures if failure["retryable"] or failure["reason"] in settings]
     if num_media >= MIN_MEDIA_OF_OUTAGE and len(passing) == num_media:
         raise UnitOutageError(num_media, ", ".join(sorted(set(passing))))
 

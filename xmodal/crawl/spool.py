@@ -1,0 +1,53 @@
+"""Where pictures wait for an earlier one that is slow: in memory, and beyond a limit on disk."""
+
+import os
+import tempfile
+from collections.abc import Callable
+
+
+class Spool:
+    """Keeps contents until they are taken, each once. Its file has no name and goes away with it."""
+
+    def __init__(self, max_memory_bytes: int) -> None:
+        self._max_memory_bytes = max_memory_bytes
+        self._memory_bytes = self._file_end = self._num_in_file = 0
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by `close`
+
+    def put(self, content: bytes) -> Callable[[], bytes]:
+        """Keep a content; returns what takes it back."""
+        if self._memory_bytes + len(content) <= self._max_memory_bytes:
+            self._memory_bytes += len(content)
+            return lambda: self._from_memory(content)
+        start = self._file_end
+        _write_all(self._file.fileno(), content, start)
+        self._file_end += len(content)
+        self._num_in_file += 1
+        return lambda: self._from_file(start, len(content))
+
+    def close(self) -> None:
+        """Give the disk's space back."""
+        self._file.close()
+
+    def _from_memory(self, content: bytes) -> bytes:
+        self._memory_bytes -= len(content)
+        return content
+
+    def _from_file(self, start: int, length: int) -> bytes:
+        content = _read_all(self._file.fileno(), length, start)
+        self._num_in_file -= 1
+        if not self._num_in_file:
+            self._file.truncate(0)
+            self._file_end = 0
+        return content
+
+
+def _write_all(file: int, content: bytes, start: int) -> None:
+    written = 0
+    while written < len(content):
+        written += os.pwrite(file, content[written:], start + written)
+
+
+def _read_all(file: int, length: int, start: int) -> bytes:
+    content = os.pread(file, length, start)
+    assert len(content) == length
+    return content
