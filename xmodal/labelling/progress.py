@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,9 @@ class Progress:
         self._storage = storage
         self._what = what
         self._read = counts
-        self._started = self._logged = self._written = time.time()
+        self._started = self._logged = time.time()
+        self._ended = threading.Event()
+        self._writer = threading.Thread(target=self._write_now_and_then, name="status", daemon=True)
         self._handed_out = self._committed = self._samples = self._bytes = 0
         self._all_read = False
         self._failures: Counter[str] = Counter()
@@ -53,10 +56,12 @@ class Progress:
         self._bar = tqdm(unit=" units", file=sys.stderr, dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Progress":
-        self._write("running")
+        self._writer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended.set()
+        self._writer.join()
         if self._bar:
             self._bar.close()
         if self._committed:
@@ -88,8 +93,6 @@ class Progress:
         elif now - self._logged > _LOG_SECONDS:
             self._logged = now
             self._tell()
-        if now - self._written > _STATUS_SECONDS:
-            self._write("running")
 
     def _tell(self) -> None:
         seconds = max(time.time() - self._started, 1e-9)
@@ -98,12 +101,18 @@ class Progress:
             *(self._committed, self._samples, self._samples / seconds, sum(self._failures.values())),
         )
 
+    def _write_now_and_then(self) -> None:
+        """In a thread of its own: between two units that end, many minutes may pass."""
+        while True:
+            self._write("running")
+            if self._ended.wait(_STATUS_SECONDS):
+                return
+
     def _write(self, state: str) -> None:
-        self._written = time.time()
         status = {
             "state": state,
             "started": round(self._started),
-            "updated": round(self._written),
+            "updated": round(time.time()),
             "posts_read": self._read.posts,
             "all_posts_read": self._all_read,
             "units_in_flight": self._handed_out - self._committed - len(self.outages),
@@ -111,7 +120,7 @@ class Progress:
             "units_waiting": len(self.outages),
             "samples": self._samples,
             "bytes": self._bytes,
-            "failures": dict(sorted(self._failures.items())),
+            "failures": dict(sorted(self._failures.copy().items())),
         }
         # A status that cannot be written ends no run: what is wrong with the storage, the units will tell.
         with suppress(FileNotFoundError, UserError):

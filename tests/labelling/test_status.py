@@ -1,0 +1,80 @@
+"""`xmodal label --status`: how far a run is, by what lies in its dataset."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import label_command
+import made_pictures as made
+import web_server as web
+
+from xmodal.labelling.progress import status_text
+
+STATUS = {
+    "state": "running",
+    "started": 1000,
+    "updated": 1100,
+    "posts_read": 500,
+    "all_posts_read": False,
+    "units_in_flight": 4,
+    "units_committed": 7,
+    "units_waiting": 0,
+    "samples": 650,
+    "bytes": 5 << 20,
+    "failures": {"http_error": 3, "timeout": 1},
+}
+
+
+def test_a_running_run_is_told_with_its_rate():
+    told = status_text("/data/set", STATUS, 9, now=1110.0)
+    assert told.splitlines()[0] == "/data/set: running"
+    assert "7 committed, 4 in flight" in told
+    assert "650 (6.5 a second), 5 MiB" in told
+    assert "3 http_error, 1 timeout" in told
+
+
+def test_a_run_that_is_silent_for_long_is_said_to_be():
+    assert "not heard of for 900 s" in status_text("/data/set", STATUS, 9, now=2000.0)
+
+
+def status(dataset: Path) -> "subprocess.CompletedProcess[str]":
+    return label_command.run([*label_command.LABEL, "--status", str(dataset)], dict(os.environ))
+
+
+def test_a_dataset_tells_how_far_its_run_is_while_it_runs_and_that_it_is_finished_after(server, tmp_path, ray_folder):
+    release = time.monotonic() + 600
+
+    def answer(handler) -> None:
+        while time.monotonic() < release and not server.stopping.is_set():
+            time.sleep(0.05)
+        web.content(made.jpeg())(handler)
+
+    server.answer("slow.jpg", answer)
+    server.answer("fast.jpg", web.content(made.jpeg()))
+    media = ["fast.jpg", "slow.jpg"]
+    posts = [{"id": str(number), "text": "good", "media": [name]} for number, name in enumerate(media)]
+    dataset = tmp_path / "dataset"
+    command = [*label_command.LABEL, f"--posts={label_command.write_posts(tmp_path / 'posts.jsonl', posts)}"]
+    command += [f"--dataset={dataset}", f"--base_url={server.base_url}", "--posts_per_unit=1"]
+    command += [label_command.ALLOW_LOOPBACK]
+    label_command.assert_told_in_two_lines(status(dataset), str(dataset))
+    with subprocess.Popen(
+        command, cwd=label_command.ROOT, env=label_command.environment(ray_folder), start_new_session=True,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 90
+            while "1 committed, 1 in flight" not in (told := status(dataset)).stdout:
+                assert process.poll() is None
+                assert time.monotonic() < deadline, told
+                time.sleep(0.5)
+            assert told.stdout.startswith(f"{dataset}: running\n")
+            release = 0.0
+            _, errors = process.communicate(timeout=90)
+            assert process.returncode == 0, errors
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert status(dataset).stdout == f"{dataset}: finished, 2 shards\n"
