@@ -11,8 +11,8 @@ from xmodal.posts.untrusted import as_object
 
 MAX_HTML_LENGTH = 100_000
 """Servers allow some thousands of characters."""
-# What opens no tag, and comments and declarations, which no status holds: Python's parser would look for the end of each
-# through all that follows, and takes minutes over what was made to take long.
+# What opens no tag, and comments and declarations, which no status holds: Python's parser would look for the end of
+# each through all that follows, and take minutes over what was made to take long.
 _NO_TAG = re.compile(r"<(?=[!?]|[^<>]*(?:<|\Z))")
 
 
