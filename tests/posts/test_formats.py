@@ -13,11 +13,8 @@ SAMPLES = Path(__file__).parent / "samples"
 
 def records(name: str) -> list:
     text = (SAMPLES / name).read_text()
-    return (
-        [json.loads(text)]
-        if name.endswith(".json")
-        else [json.loads(line) for line in text.split("\n") if line.strip()]
-    )
+    documents = [text] if name.endswith(".json") else [line for line in text.splitlines() if line]
+    return [json.loads(document) for document in documents]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.iterdir()))

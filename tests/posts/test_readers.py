@@ -1,5 +1,7 @@
+import gc
 import gzip
 import json
+import random
 import tracemalloc
 from pathlib import Path
 
@@ -135,12 +137,8 @@ def test_a_line_too_long_to_be_held_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 100)
     content = line(0) + b'"' + b"x" * 1000 + b'"\n' + line(2) + b"y" * 200
     records = list(read_posts(write(tmp_path, ".jsonl", content)))
-    assert [(record.line, record.reason) for record in records] == [
-        (1, None),
-        (2, "bad_json"),
-        (3, None),
-        (4, "bad_json"),
-    ]
+    assert [record.line for record in records] == [1, 2, 3, 4]
+    assert [record.reason for record in records] == [None, "bad_json", None, "bad_json"]
 
 
 def test_blank_lines_windows_lines_a_byte_order_mark_and_a_missing_last_newline_do_no_harm(tmp_path):
@@ -281,9 +279,13 @@ def test_the_fingerprint_changes_with_any_of_the_files(tmp_path):
 
 def test_memory_does_not_grow_with_the_input(tmp_path):
     def peak_bytes(num_posts: int) -> int:
-        content = b"".join(line(number) for number in range(num_posts))
+        # Noise, since a little of a file that packs well unpacks to much, which is held at once.
+        noise = random.Random(num_posts)
+        texts = (noise.randbytes(40).hex().encode() for _ in range(num_posts))
+        content = b"".join(line(number).replace(b"post", text) for number, text in enumerate(texts))
         path = write(tmp_path, ".jsonl.zst", zstandard.ZstdCompressor().compress(content))
         del content
+        gc.collect()  # what earlier tests left behind
         tracemalloc.start()
         try:
             for _ in units(read_posts(path), 10):
@@ -292,7 +294,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
         finally:
             tracemalloc.stop()
 
-    assert peak_bytes(8000) < 1.5 * peak_bytes(2000) + 100_000
+    assert peak_bytes(8000) < 1.5 * peak_bytes(2000)
 
 
 @pytest.mark.parametrize(
