@@ -27,6 +27,7 @@ def test_every_record_of_a_service_tells_its_format(name):
     [
         {"id": "1", "text": "a", "media": ["a.jpg"]},
         {"id": "1", "text": "a", "media": ["a.jpg"], "data": "dump", "kind": "post", "post": 5, "author": "ada"},
+        {"id": "1", "text": "a", "media": ["a.jpg"], "data": {}, "meta": {}, "feed": [], "thread": {}, "uri": "a"},
         {},
         [],
         [5],

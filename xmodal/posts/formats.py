@@ -18,6 +18,8 @@ SERVICES = ("x", "mastodon", "bluesky")
 def detect_format(record: Any) -> PostsFormat:
     """The format of a decoded record, by the fields that only one of them has; `xmodal` if there are none."""
     fields = as_object(record) or as_object((as_list(record) or [None])[0])
+    if {"id", "text"} <= fields.keys():
+        return "xmodal"
     if "content" in fields and ("visibility" in fields or "account" in fields):
         return "mastodon"
     if "payload" in fields and "event" in fields:
