@@ -24,7 +24,7 @@ def detect_format(record: Any) -> PostsFormat:
         return "mastodon"
     if "payload" in fields and "event" in fields:
         return "mastodon"
-    if {"id", "text"} <= fields.keys():  # no such test before: some servers give a status its text besides
+    if {"id", "text"} <= fields.keys():  # asked after Mastodon, since some servers give a status its text besides
         return "xmodal"
     if {"did", "time_us"} <= fields.keys() or {"uri", "record"} <= fields.keys() or "feed" in fields:
         return "bluesky"
