@@ -4,8 +4,18 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from json_records import json_values
 
-from xmodal.posts.post import MAX_ENCODED_ID_LENGTH, Media, Post, UnreadablePostError, encode_id, parse_post
+from xmodal.posts.post import (
+    MAX_ENCODED_ID_LENGTH,
+    UNREADABLE,
+    Media,
+    Post,
+    UnreadablePostError,
+    encode_id,
+    parse_post,
+    post_record,
+)
 
 PHOTO = {"url": "https://example.org/a.jpg", "type": "photo"}
 
@@ -142,12 +152,47 @@ def test_other_ids_have_other_keys_of_safe_characters(one, other):
     assert (encode_id(one) == encode_id(other)) == (one == other)
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
+@pytest.mark.parametrize("kind", ["post", "repost", "reply", "quote"])
+def test_the_kind_is_read_and_is_post_where_it_is_not_said(kind):
+    assert parse_post(record(kind=kind)).kind == kind
+    assert parse_post(record()).kind == parse_post(record(kind=None)).kind == "post"
+
+
+@pytest.mark.parametrize("kind", ["retweet", "", 5, ["post"], True], ids=repr)
+def test_a_kind_that_is_not_known_is_a_bad_post_since_rules_rely_on_it(kind):
+    error = refusal(record(kind=kind))
+    assert (error.reason, error.post_id) == ("bad_post", "17")
+    assert error.detail.startswith("kind: ")
+
+
+def test_whole_numbers_too_long_to_be_written_are_no_ids_and_no_times():
+    assert refusal(record(id=10**5000)).reason == "bad_post"
+    assert parse_post(record(created_at=10**5000)).created_at is None
+
+
+def test_a_reason_that_is_not_documented_cannot_be_given():
+    with pytest.raises(AssertionError):
+        UnreadablePostError("some_reason", "id: why")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+kinds = st.sampled_from(["post", "repost", "reply", "quote"])
+posts = st.builds(
+    Post,
+    id=texts.filter(lambda text: 0 < len(encode_id(text)) <= MAX_ENCODED_ID_LENGTH),
+    text=texts.filter(str.strip),
+    media=st.lists(st.builds(Media, url=texts, type=texts), min_size=1, max_size=3).map(tuple),
+    kind=kinds,
+    **dict.fromkeys(("lang", "created_at", "author", "source"), st.none() | texts),
 )
-FIELDS = ("id", "text", "media", "lang", "author")
+
+
+@given(posts)
+def test_a_post_written_as_a_line_and_read_again_is_the_same(post):
+    assert parse_post(json.loads(json.dumps(post_record(post)))) == post
+
+
+FIELDS = ("id", "text", "media", "lang", "author", "kind")
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(FIELDS, json_values)) | json_values)
@@ -160,4 +205,5 @@ def test_any_record_is_a_post_or_has_a_reason(value):
         reason = None
         assert post.text.strip()
         assert post.media
-    assert reason in {None, "bad_post", "no_text", "no_media"}
+        assert post.kind in {"post", "repost", "reply", "quote"}
+    assert reason in {None, "bad_post", "no_text", "no_media"} <= {None, *UNREADABLE}
