@@ -38,6 +38,10 @@ class Slurm:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def signal(self, job: str, name: str) -> None:
+        """Signal the batch shell of a job."""
+        subprocess.run(["scancel", "--batch", f"--signal={name}", job], env=self.environment, check=True)
+
     def wait(self, job: str, seconds: float = 180) -> dict[str, str]:
         """Wait until a job has ended; returns what `scontrol show job` says of it."""
         deadline = time.monotonic() + seconds

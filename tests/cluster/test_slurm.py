@@ -1,13 +1,18 @@
 """The batch scripts on a real SLURM of two nodes."""
 
+import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import label_command
 import pytest
 from launchers import ROOT, launch, losses, settings
+from picture_server import serving_pictures
+from ray_head import free_port
 from slurm_cluster import Slurm, missing, start_slurm
 from training_view import make_view
 
@@ -60,6 +65,77 @@ def test_a_mistake_fails_the_job_with_exit_code_2_and_its_log_says_what_to_do(sl
     assert "nowhere: no such folder" in log
     assert "check the path, or run the stage that makes it first" in log
     assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def label_arguments(tmp_path_factory) -> Iterator[tuple[Path, list[str]]]:
+    """A folder, and what label.sbatch is given but for the dataset."""
+    folder = tmp_path_factory.mktemp("label")
+    posts = label_command.write_posts(
+        folder / "posts.jsonl",
+        [{"id": str(number), "text": f"good {number}", "media": [f"{number}.jpg"]} for number in range(120)],
+    )
+    with serving_pictures(folder / "log", free_port()) as url:
+        yield folder, [f"--posts={posts}", f"--base_url={url}", "--posts_per_unit=10", label_command.ALLOW_LOOPBACK]
+
+
+def submit_label(slurm: Slurm, log: Path, options: list[str], *arguments: str) -> str:
+    return slurm.submit(
+        *("--nodes=2", f"--output={log}", "--export=ALL,HEAD_ADDRESS=127.0.0.1", *options),
+        *("slurm/label.sbatch", *arguments),
+        folder=ROOT,
+    )
+
+
+def processes_of_job(job: str) -> list[str]:
+    """What still runs of its Ray cluster."""
+    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in shown.stdout.splitlines() if f"/tmp/ray-{job}/" in line]
+
+
+def test_a_ray_cluster_in_an_allocation_labels_and_is_gone_after(slurm, label_arguments):
+    folder, arguments = label_arguments
+    log, dataset = folder / "job.log", folder / "dataset"
+    job = submit_label(slurm, log, [], *arguments, f"--dataset={dataset}", "--politeness.requests_per_second=0")
+    fields = slurm.wait(job)
+    assert fields["JobState"] == "COMPLETED", log.read_text()
+    assert re.search(r"samples +120\n", log.read_text())
+    assert processes_of_job(job) == []
+    assert not Path(f"/tmp/ray-{job}").exists()
+
+
+def test_a_mistake_in_labelling_fails_the_job_with_its_own_exit_code_and_takes_the_cluster_down(slurm, label_arguments):
+    folder, _ = label_arguments
+    log = folder / "mistake.log"
+    job = submit_label(slurm, log, [], f"--posts={folder / 'none.jsonl'}", f"--dataset={folder / 'mistake'}")
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0"), log.read_text()
+    assert "none.jsonl: no such file" in log.read_text()
+    assert processes_of_job(job) == []
+
+
+def test_a_job_whose_time_is_up_ends_cleanly_and_goes_on_when_submitted_again(slurm, label_arguments):
+    folder, arguments = label_arguments
+    log, dataset = folder / "slow.log", folder / "slow"
+    arguments = [*arguments, f"--dataset={dataset}", "--max_units_in_flight=2", "--fetch.max_concurrent=1"]
+    job = submit_label(slurm, log, [], *arguments, "--politeness.requests_per_second=4")
+    deadline = time.monotonic() + 120
+    while len(list(dataset.glob("*.tar"))) < 2:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    # What SLURM sends the batch shell ahead of the time limit; a limit is a minute at least.
+    slurm.signal(job, "USR1")
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "75:0"), log.read_text()
+    assert "the time is up; submit the job again" in log.read_text()
+    assert processes_of_job(job) == []
+    committed = {path.name: path.stat().st_ino for path in dataset.glob("*.tar")}
+    assert 2 <= len(committed) < 12
+    again = submit_label(slurm, folder / "again.log", [], *arguments, "--politeness.requests_per_second=0")
+    fields = slurm.wait(again)
+    assert fields["JobState"] == "COMPLETED", (folder / "again.log").read_text()
+    assert committed.items() <= {path.name: path.stat().st_ino for path in dataset.glob("*.tar")}.items()
+    assert label_command.hashes(dataset) == label_command.hashes(folder / "dataset")
 
 
 def test_the_batch_scripts_have_no_complaint_of_shellcheck():
