@@ -17,7 +17,7 @@ STATUS = {
     "started": 1000,
     "updated": 1100,
     "posts_read": 500,
-    "all_posts_read": False,
+    "share_read": 0.25,
     "units_in_flight": 4,
     "units_committed": 7,
     "units_waiting": 0,
@@ -30,6 +30,7 @@ STATUS = {
 def test_a_running_run_is_told_with_its_rate():
     told = status_text("/data/set", STATUS, 9, now=1110.0)
     assert told.splitlines()[0] == "/data/set: running"
+    assert "500 (25.0% of the input)" in told
     assert "7 committed, 4 in flight" in told
     assert "650 (6.5 a second), 5 MiB" in told
     assert "3 http_error, 1 timeout" in told

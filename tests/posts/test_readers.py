@@ -13,7 +13,7 @@ import zstandard
 from shards.errors import UserError
 from xmodal.posts import json_files
 from xmodal.posts.post import UNREADABLE
-from xmodal.posts.readers import check_posts_file, posts_fingerprint, read_posts, units
+from xmodal.posts.readers import ReadShare, check_posts_file, posts_fingerprint, read_posts, units
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -328,3 +328,20 @@ def test_units_are_cut_only_when_asked_for():
 def test_the_fingerprint_is_that_of_the_bytes(tmp_path):
     path = write(tmp_path, ".jsonl", b"")
     assert posts_fingerprint(path) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_how_much_of_the_input_was_read_grows_to_all_of_it(tmp_path, ending):
+    noise = random.Random(0)
+    pack = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}[ending]
+    for name in ("a", "b"):
+        lines = [
+            json.dumps({"id": str(number), "text": noise.randbytes(500).hex(), "media": ["a.jpg"]}).encode() + b"\n"
+            for number in range(300)
+        ]
+        (tmp_path / f"{name}{ending}").write_bytes(pack(b"".join(lines)))
+    read = ReadShare()
+    shares = [read.share() for _ in read_posts(str(tmp_path), read_share=read)]
+    assert shares == sorted(shares)
+    assert 0.3 < shares[299] < 0.8
+    assert read.share() == 1.0

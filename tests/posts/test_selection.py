@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shards.errors import ConfigError
 from xmodal.config import load_config
-from xmodal.labelling import LabelConfig
+from xmodal.labelling.config import LabelConfig
 from xmodal.posts.post import Media, Post
 from xmodal.posts.readers import PostRecord
 from xmodal.posts.selection import SelectConfig, rejection, selected
@@ -142,3 +142,14 @@ def test_the_papers_crawl_is_a_config_that_keeps_what_the_paper_kept():
             {"kind": "quote"},
         )
     ] == ["language", "too_few_words", "not_a_photo", "not_a_photo", "repost", "reply", "quote"]
+
+
+def test_with_photos_only_posts_that_have_no_media_are_left_out_too_and_other_broken_records_stay():
+    records = [
+        PostRecord(line=1, post=None, reason="no_media", post_id="1"),
+        PostRecord(line=2, post=None, reason="bad_json"),
+    ]
+    rejected: Counter[str] = Counter()
+    assert list(selected(records, SelectConfig(photos_only=True), rejected)) == records[1:]
+    assert rejected == {"no_media": 1}
+    assert list(selected(records, SelectConfig(), rejected)) == records

@@ -185,7 +185,7 @@ def resolve_dataset(dataset: str, environment: "os._Environ[str] | dict[str, str
 
 
 def _read_units(config: LabelConfig, counts: InputCounts) -> Iterator[tuple[int, list[PostRecord]]]:
-    to_label = selected(read_posts(config.posts, config.format), config.select, counts.rejected)
+    to_label = selected(read_posts(config.posts, config.format, counts.read), config.select, counts.rejected)
     for number, records in units(to_label, config.posts_per_unit):
         counts.posts += len(records)
         counts.media += sum(len(record.post.media) for record in records if record.post)

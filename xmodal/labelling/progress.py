@@ -17,6 +17,7 @@ from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import Storage
 from xmodal.labelling.task import UnitJob, UnitResult
+from xmodal.posts.readers import ReadShare
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ SILENT_SECONDS = 60.0
 class InputCounts:
     """What was read of the input so far."""
 
+    read: ReadShare = field(default_factory=ReadShare)
     posts: int = 0
     media: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -87,12 +89,19 @@ class Progress:
             self.outages.append(f"{result.name}: {result.outage}")
         now = time.time()
         if self._bar is not None:
-            self._bar.total = self._handed_out if self._all_read else None
+            self._bar.total = self._expected_units()
             self._bar.update()
             self._bar.set_postfix_str(f"{self._samples} samples, {sum(self._failures.values())} failures")
         elif now - self._logged > _LOG_SECONDS:
             self._logged = now
             self._tell()
+
+    def _expected_units(self) -> int | None:
+        """How many units there will be, by how much of the input those handed out took; None if that is not known."""
+        if self._all_read:
+            return self._handed_out
+        share = self._read.read.share()
+        return round(self._handed_out / share) if share else None
 
     def _tell(self) -> None:
         seconds = max(time.time() - self._started, 1e-9)
@@ -114,7 +123,7 @@ class Progress:
             "started": round(self._started),
             "updated": round(time.time()),
             "posts_read": self._read.posts,
-            "all_posts_read": self._all_read,
+            "share_read": 1.0 if self._all_read else round(self._read.read.share(), 4),
             "units_in_flight": self._handed_out - self._committed - len(self.outages),
             "units_committed": self._committed,
             "units_waiting": len(self.outages),
@@ -147,12 +156,11 @@ def status_text(url: str, status: Mapping[str, Any], num_shards: int, now: float
     units = f"{status['units_committed']} committed, {status['units_in_flight']} in flight"
     if status["units_waiting"]:
         units += f", {status['units_waiting']} wait for another run"
-    read = "all" if status["all_posts_read"] else "so far"
     return "\n".join(
         [
             f"{url}: {state}",
             f"  shards in the dataset  {num_shards}",
-            f"  posts read ({read})    {status['posts_read']}",
+            f"  posts read             {status['posts_read']} ({status['share_read']:.1%} of the input)",
             f"  units of this run      {units}",
             f"  samples of this run    {status['samples']} ({status['samples'] / seconds:.1f} a second), "
             f"{status['bytes'] / 2**20:.0f} MiB",

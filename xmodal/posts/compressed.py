@@ -3,6 +3,7 @@
 import gzip
 import io
 import zlib
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import zstandard
@@ -12,20 +13,36 @@ BROKEN_FILE_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdErro
 """What reading raises where a compressed file is cut off or was changed."""
 
 
-def open_posts(path: str) -> BinaryIO:
+OnRead = Callable[[int], None]
+"""Told how many bytes of a file were read, as they lie on disk."""
+
+
+def open_posts(path: str, on_read: OnRead = lambda num_bytes: None) -> BinaryIO:
     """What a file holds, plain or unpacked, by the ending of its name."""
+    file = io.BufferedReader(_CountedFile(path, on_read))
     if path.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path, "rb"))
+        return io.BufferedReader(gzip.GzipFile(fileobj=file))
     if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(path))
-    return open(path, "rb")
+        return io.BufferedReader(_ZstdFile(file))
+    return file
+
+
+class _CountedFile(io.FileIO):
+    def __init__(self, path: str, on_read: OnRead) -> None:
+        super().__init__(path)
+        self._on_read = on_read
+
+    def readinto(self, buffer: Any) -> int:
+        length = super().readinto(buffer) or 0
+        self._on_read(length)
+        return length
 
 
 class _ZstdFile(io.RawIOBase):
     """What a zstd file of any number of frames holds. zstandard's own reader takes one that is cut off for whole."""
 
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115  closed with this one
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file  # closed with this one
         # Public dumps of posts are packed with `--long=31`; the default refuses windows above 128 MiB.
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
         self._frame: zstandard.ZstdDecompressionObj | None = None

@@ -1,11 +1,12 @@
 """Files of posts → posts, one at a time: memory does not grow with the input, a bad record does not end it."""
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from shards.errors import UserError
-from xmodal.posts.compressed import BROKEN_FILE_ERRORS, open_posts
+from xmodal.posts.compressed import BROKEN_FILE_ERRORS, OnRead, open_posts
 from xmodal.posts.csv_files import check_csv, csv_posts
 from xmodal.posts.files import ending_of, find_files, fingerprint, short_names
 from xmodal.posts.formats import SERVICES, PostsFormat
@@ -31,14 +32,35 @@ class PostRecord:
     """The file, below the folder that all files of the input lie in."""
 
 
-def read_posts(posts: str, posts_format: PostsFormat = "auto") -> Iterator[PostRecord]:
+class ReadShare:
+    """How much of the input was read, by bytes on disk. Of T4SA's files and Parquet, whole files are counted."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self.total_bytes = 0
+
+    def on_read(self, num_bytes: int) -> None:
+        """So many more."""
+        self.num_bytes += num_bytes
+
+    def share(self) -> float:
+        """In [0, 1]."""
+        return min(self.num_bytes / self.total_bytes, 1.0) if self.total_bytes else 0.0
+
+
+def read_posts(
+    posts: str, posts_format: PostsFormat = "auto", read_share: ReadShare | None = None
+) -> Iterator[PostRecord]:
     """The records of a file, a folder or a pattern of files, one file after another, sorted by name.
 
-    Raises UserError as `check_posts_file` does, and for a file that turns out to be cut off.
+    `read_share` is kept up to date meanwhile. Raises UserError as `check_posts_file` does, and for a file that turns
+    out to be cut off.
     """
     input_files = _input_files(posts, posts_format)
     names = short_names(_paths(input_files))
-    for path, line, found in _found_in(input_files, posts_format):
+    read_share = read_share or ReadShare()
+    read_share.total_bytes = sum(os.path.getsize(path) for path in names)
+    for path, line, found in _found_in(input_files, posts_format, read_share):
         if isinstance(found, Post):
             yield PostRecord(line=line, post=found, file=names[path])
         else:
@@ -98,22 +120,25 @@ def _paths(input_files: list[str] | T4saFiles) -> list[str]:
     return [input_files.texts, *input_files.lists] if isinstance(input_files, T4saFiles) else input_files
 
 
-def _found_in(input_files: list[str] | T4saFiles, posts_format: PostsFormat) -> Iterator[FoundInFile]:
+def _found_in(
+    input_files: list[str] | T4saFiles, posts_format: PostsFormat, read_share: ReadShare
+) -> Iterator[FoundInFile]:
     if isinstance(input_files, T4saFiles):
         yield from t4sa_posts(input_files)
         return
     for path in input_files:
-        for line, found in _file_posts(path, posts_format):
+        for line, found in _file_posts(path, posts_format, read_share.on_read):
             yield path, line, found
 
 
-def _file_posts(path: str, posts_format: PostsFormat) -> Iterator[Found]:
+def _file_posts(path: str, posts_format: PostsFormat, on_read: OnRead) -> Iterator[Found]:
     ending = ending_of(path)
     if ending == ".parquet":
         yield from parquet_posts(path)
+        on_read(os.path.getsize(path))
         return
     try:
-        with open_posts(path) as file:
+        with open_posts(path, on_read) as file:
             if ending == ".csv":
                 yield from csv_posts(file, path)
             elif ending == ".json":

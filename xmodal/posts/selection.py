@@ -58,9 +58,14 @@ def rejection(post: Post, config: SelectConfig) -> str | None:
 
 
 def selected(records: Iterable[PostRecord], config: SelectConfig, rejected: "Counter[str]") -> Iterator[PostRecord]:
-    """The records without the posts that a rule leaves out, which `rejected` counts; what is no post stays."""
+    """The records without the posts that a rule leaves out, which `rejected` counts; what is no post stays.
+
+    But `photos_only` also leaves out what is no post since it has no media.
+    """
     for record in records:
-        rule = rejection(record.post, config) if record.post else None
+        # A stream is mostly posts without a picture: as failures they would fill the units, and leave them no samples.
+        bare = record.reason == "no_media" and config.photos_only
+        rule = rejection(record.post, config) if record.post else "no_media" if bare else None
         if rule is None:
             yield record
         else:
