@@ -162,12 +162,7 @@ def recipe_of(config: LabelConfig) -> dict[str, Any]:
         "base_url": config.base_url,
         "posts_per_unit": config.posts_per_unit,
         "keep_text": config.keep_text,
-        "teacher": {"kind": config.teacher.kind}
-        | (
-            {"model": config.teacher.model, "revision": config.teacher.revision}
-            if config.teacher.kind != "lexicon"
-            else {}
-        ),
+        "teacher": config.teacher.recipe(),
         "pictures": asdict(config.pictures),
         "max_bytes": config.fetch.max_bytes,
         "xmodal": xmodal.__version__,
@@ -301,14 +296,14 @@ def _common_identity(identities: Sequence[dict[str, str]]) -> dict[str, str]:
         if identity != identities[0]:
             raise UserError(
                 f"teacher.model: one node has {identities[0]}, another {identity}",
-                "pin teacher.revision, or give all nodes the same folder",
+                "pin teacher.revision and teacher.precision, or give all nodes the same folder",
             )
     return identities[0]
 
 
 def gpus_per_teacher(config: TeacherConfig, num_gpus: int) -> int:
     """How many of the cluster's `num_gpus` each teacher takes. Raises UserError where they are too few for all."""
-    if config.kind == "lexicon" or not num_gpus:
+    if not config.uses_gpu or not num_gpus:
         return 0
     if config.num_actors > num_gpus:
         # Ray would let them, and every unit that is theirs, wait for ever.
