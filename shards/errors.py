@@ -22,7 +22,9 @@ class ConfigError(UserError):
     def __init__(self, key: str, value: object, rule: str, source: str = "") -> None:
         self.key, self.value, self.rule, self.source = key, value, rule, source
         prefix = f"{source}: " if source else ""
-        super().__init__(f"{prefix}{key}: {value!r} {rule}", f"change {key} in the config, or give --{key} VALUE")
+        # A section of a list, such as `members[1]`, has no flag of its own.
+        flag = "" if "[" in key else f", or give --{key} VALUE"
+        super().__init__(f"{prefix}{key}: {value!r} {rule}", f"change {key} in the config{flag}")
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[object, ...]]:
         # An exception is pickled with the arguments of its base class, which are not ours: workers send errors so.

@@ -438,13 +438,13 @@ def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, t
 
     from xmodal.teacher.classifier import ClassifierTeacher
 
-    expected = ClassifierTeacher(str(model), None, 8192).label(texts)
+    teacher = ClassifierTeacher(str(model))
     found = members(tmp_path / "dataset")
     assert sorted(found) == sorted(f"{number}-0.{kind}" for number in range(4) for kind in ("jpg", "json", "txt"))
-    for number, label in enumerate(expected):
+    for number, label in enumerate(teacher.label(texts)):
         fields = json.loads(found[f"{number}-0.json"])
         assert fields["soft_label"] == pytest.approx(label, abs=2e-5)
-        assert fields["teacher"] == {"name": "tiny-bert", "revision": "local"}
+        assert fields["teacher"] == {"name": "tiny-bert", "revision": teacher.revision}
         assert found[f"{number}-0.txt"].decode() == texts[number]
     assert [told["reason"] for told in failures(tmp_path / "dataset")] == ["no_text"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from shards.errors import ConfigError
 from xmodal.teacher.lexicon import LexiconTeacher, compound_to_soft_label
-from xmodal.teacher.teacher import TeacherConfig, load_teacher, normalise_text
+from xmodal.teacher.teacher import MemberConfig, TeacherConfig, load_teacher, normalise_text
 
 TEXTS = [
     "I love this wonderful day!",
@@ -64,7 +64,7 @@ def test_the_lexicon_names_its_version(lexicon):
 
 
 def test_the_lexicon_loads_no_torch():
-    imports = "import sys; from xmodal.teacher.teacher import TeacherConfig, load_teacher"
+    imports = "import sys; from xmodal.teacher.teacher import MemberConfig, TeacherConfig, load_teacher"
     command = f"{imports}; load_teacher(TeacherConfig()); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", command], timeout=60).returncode == 0
 
@@ -73,10 +73,22 @@ def test_the_config_chooses_the_teacher():
     assert isinstance(load_teacher(TeacherConfig(kind="lexicon")), LexiconTeacher)
 
 
-@pytest.mark.parametrize("name", ["num_actors", "max_tokens_per_batch"])
-def test_a_number_out_of_range_is_told_by_its_name(name):
-    with pytest.raises(ConfigError, match=f"{name}: 0 must be at least 1"):
-        TeacherConfig(**{name: 0})
+@pytest.mark.parametrize(("name", "value", "least"), [("num_actors", 0, 1), ("max_tokens_per_batch", -1, 0)])
+def test_a_number_out_of_range_is_told_by_its_name(name, value, least):
+    with pytest.raises(ConfigError, match=f"{name}: {value} must be at least {least}"):
+        TeacherConfig(**{name: value})
+
+
+def test_the_recipe_holds_what_decides_the_labels_and_nothing_else():
+    classifier = {"model": "m", "revision": "abc", "precision": "bf16"}
+    assert TeacherConfig().recipe() == {"kind": "lexicon"}
+    speed = {"max_tokens_per_batch": 7, "num_actors": 3}
+    assert TeacherConfig(kind="transformers", **classifier, **speed).recipe() == {"kind": "transformers", **classifier}
+    members = [MemberConfig(kind="transformers", **classifier, max_tokens_per_batch=7), MemberConfig()]
+    assert TeacherConfig(kind="ensemble", members=members).recipe() == {
+        "kind": "ensemble",
+        "members": [{"kind": "transformers", **classifier}, {"kind": "lexicon"}],
+    }
 
 
 @pytest.mark.parametrize(

@@ -181,14 +181,14 @@ def _common_identity(identities: Sequence[dict[str, str]]) -> dict[str, str]:
         if identity != identities[0]:
             raise UserError(
                 f"teacher.model: one node has {identities[0]}, another {identity}",
-                "pin teacher.revision, or give all nodes the same folder",
+                "pin teacher.revision and teacher.precision, or give all nodes the same folder",
             )
     return identities[0]
 
 
 def gpus_per_teacher(config: TeacherConfig, num_gpus: int) -> int:
     """How many of the cluster's `num_gpus` each teacher takes. Raises UserError where they are too few for all."""
-    if config.kind == "lexicon" or not num_gpus:
+    if not config.uses_gpu or not num_gpus:
         return 0
     if config.num_actors > num_gpus:
         # Ray would let them, and every unit that is theirs, wait for ever.

@@ -76,12 +76,7 @@ def recipe_of(config: LabelConfig) -> dict[str, Any]:
         "base_url": config.base_url,
         "posts_per_unit": config.posts_per_unit,
         "keep_text": config.keep_text,
-        "teacher": {"kind": config.teacher.kind}
-        | (
-            {"model": config.teacher.model, "revision": config.teacher.revision}
-            if config.teacher.kind != "lexicon"
-            else {}
-        ),
+        "teacher": config.teacher.recipe(),
         "pictures": asdict(config.pictures),
         "max_bytes": config.fetch.max_bytes,
         "obey_opt_out": config.fetch.obey_opt_out,
