@@ -417,10 +417,12 @@ def _label_unit(
 
 def _drain(source: AsyncIterator[Sample]) -> Iterator[Sample]:
     """An async iterator's items, its event loop run for as long as each one takes."""
+
+    async def following() -> Sample | None:
+        return await anext(source, None)
+
     with asyncio.Runner() as runner:
-
-        async def following() -> Sample | None:
-            return await anext(source, None)
-
-        while (sample := runner.run(following())) is not None:
+        # Not `runner.run`, which sets a signal handler each time, and prints the last sample into a message for that.
+        loop = runner.get_loop()
+        while (sample := loop.run_until_complete(following())) is not None:
             yield sample
