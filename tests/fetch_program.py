@@ -19,7 +19,7 @@ async def main(urls: list[str], settings: dict[str, object]) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (result,) = [result async for result in fetch_in_order(urls, config, PictureConfig(), OpenGate())]
     extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"reason": result.reason, "retryable": result.retryable, "extra_bytes": 1024 * extra}))
+    json.dump({"reason": result.reason, "retryable": result.retryable, "extra_bytes": 1024 * extra}, sys.stdout)
 
 
 if __name__ == "__main__":
