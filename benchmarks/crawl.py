@@ -200,7 +200,8 @@ def run_contender(name: str, case: str, setting: Setting, label: str) -> Run:
             [str(python), str(HERE / script), json.dumps(plan)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # One of img2dataset's packages asks the internet for a newer version of itself.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"},
         )
         peak_bytes = watch_memory(process)
         log.seek(0)
