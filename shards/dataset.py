@@ -105,11 +105,6 @@ def read_dataset(storage: Storage) -> dict[str, Any]:
     return dataset
 
 
-def failures(storage: Storage) -> list[dict[str, Any]]:
-    """What gave no sample: the lines of all failures files, in the order of the shards."""
-    return [json.loads(line) for name in storage.names(".failures.jsonl") for line in storage.read(name).splitlines()]
-
-
 def _timm_info(summaries: list[ShardSummary]) -> dict[str, Any]:
     return {
         "splits": {

@@ -5,7 +5,7 @@ import pytest
 
 from shards.errors import ConfigError, UserError
 from xmodal.config import known_keys, load_config
-from xmodal.labelling import LabelConfig
+from xmodal.labelling.config import LabelConfig
 from xmodal.training.config import TrainConfig
 
 WHOLE = "view: v\noutput: o\n"

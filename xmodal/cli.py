@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import contextlib
+import inspect
 import logging
 import os
 import sys
@@ -46,20 +47,36 @@ def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) 
 
 
 def label(arguments: list[str]) -> None:
-    """Posts → shards: fetch the pictures, let the teacher read the texts (on Ray)."""
-    from xmodal.labelling import LabelConfig
-    from xmodal.labelling import label as run
+    """Posts → shards: fetch the pictures, let the teacher read the texts (on Ray).
 
-    summary = run(_config(LabelConfig, arguments, label))
-    failures = ", ".join(f"{count} {reason}" for reason, count in summary.failures.items()) or "none"
+    `--retry-failures` tries again what could not be fetched; `--status DATASET` says how far a run is.
+    """
+    from xmodal.labelling import label as driver
+    from xmodal.labelling.config import LabelConfig
+
+    if arguments[:1] == ["--status"]:
+        if len(arguments) != 2:
+            raise UserError("command line: --status takes one dataset", "xmodal label --status s3://bucket/dataset")
+        print(driver.status(arguments[1]))
+        return
+    retry = "--retry-failures" in arguments
+    config = _config(LabelConfig, [argument for argument in arguments if argument != "--retry-failures"], label)
+    summary = driver.retry_failures(config) if retry else driver.label(config)
+    failures, rejected = (
+        ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+        for counts in (summary.failures, summary.rejected)
+    )
+    if summary.retryable:
+        failures += f"; --retry-failures tries {summary.retryable} of them again"
     _print_table(
         f"Dataset {os.path.abspath(summary.dataset)}",
         [
+            ("left out by select", rejected),
             ("posts", summary.posts),
             ("pictures named by them", summary.media),
             ("samples", summary.samples),
             ("failures", failures),
-            ("shards", f"{len(summary.shards)} ({summary.units_done_before} were there before)"),
+            ("shards", f"{len(summary.shards)} ({summary.shards_there_before} were there before)"),
         ],
     )
 
@@ -222,7 +239,8 @@ def _overview() -> str:
 def _config(config_class: type[T], arguments: list[str], verb: Callable[..., Any]) -> T:
     from xmodal.config import load_config
 
-    return load_config(config_class, arguments, command=f"xmodal {verb.__name__}", description=VERBS[verb.__name__][0])
+    description = inspect.cleandoc(verb.__doc__ or "")
+    return load_config(config_class, arguments, command=f"xmodal {verb.__name__}", description=description)
 
 
 def _print_table(title: str, rows: Sequence[tuple[str, object]]) -> None:

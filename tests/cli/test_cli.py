@@ -20,7 +20,7 @@ from xmodal import cli
 from xmodal.curation.curate import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
-from xmodal.labelling import LabelConfig
+from xmodal.labelling.config import LabelConfig
 from xmodal.report.report import ReportConfig
 from xmodal.training.config import TrainConfig
 

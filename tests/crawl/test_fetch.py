@@ -10,13 +10,13 @@ from dataclasses import replace
 import made_pictures as made
 import pytest
 import web_server as web
+from open_gate import OpenGate
 
 import xmodal
 from shards.errors import ConfigError
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import FetchResult, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
-from xmodal.crawl.politeness import OpenGate
 
 CONFIG = FetchConfig(
     max_tries=3,

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import xmodal
 from xmodal.crawl.reasons import REASONS
+from xmodal.posts.post import UNREADABLE
 
 GIVERS = {"FailedTryError", "RefusedPictureError", "UnreadablePostError", "failure_record", "PostRecord"}
 
@@ -14,12 +15,13 @@ def reasons_in_the_code() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in GIVERS:
                 given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "reason")]
-                found |= {one.value for one in given if isinstance(one, ast.Constant) and one.value}
+                constants = [one for expression in given for one in ast.walk(expression)]
+                found |= {one.value for one in constants if isinstance(one, ast.Constant) and one.value}
     return found
 
 
 def test_the_reasons_are_those_that_the_code_gives():
-    assert reasons_in_the_code() == set(REASONS)
+    assert reasons_in_the_code() - {"missing"} == REASONS.keys() | UNREADABLE.keys()
 
 
 def test_every_reason_is_explained_in_a_line():

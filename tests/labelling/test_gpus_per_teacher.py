@@ -1,7 +1,7 @@
 import pytest
 
 from shards.errors import UserError
-from xmodal.labelling import gpus_per_teacher
+from xmodal.labelling.cluster import gpus_per_teacher
 from xmodal.teacher.teacher import TeacherConfig
 
 

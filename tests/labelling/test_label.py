@@ -23,7 +23,8 @@ from tiny_classifier import save_classifier
 from shards.dataset import read_dataset
 from shards.errors import UserError
 from shards.storage import open_storage
-from xmodal.labelling import LabelConfig, _common_identity
+from xmodal.labelling.cluster import _common_identity
+from xmodal.labelling.config import LabelConfig
 from xmodal.teacher.lexicon import LexiconTeacher
 
 TRIES = 2
@@ -52,7 +53,9 @@ def post(post_id: Any, *urls: str, **changes: Any) -> bytes:
 
 
 def failure(reason: str, post_id: str | None = None, **changes: Any) -> dict[str, Any]:
-    plain = {"url": None, "line": None, "http_status": None, "retryable": False, "tries": 0}
+    number = 0 if "url" in changes else None
+    input_place = {"file": None, "line": None, "detail": None}
+    plain = {"media_number": number, "url": None, "http_status": None, "retryable": False, "tries": 0} | input_place
     return {"post_id": post_id, "reason": reason} | plain | changes
 
 
@@ -106,21 +109,22 @@ def odd_posts(server: web.WebServer) -> Iterator[Case]:
 
 
 def lines_without_a_post() -> Iterator[Case]:
-    for line, reason, post_id in [
-        (b'{"id": "cut", "text": "' + SECRET.encode(), "bad_json", None),
-        (b"\x00\xff\xfe" + made.GARBAGE.replace(b"\n", b""), "bad_json", None),
-        (b'{"id": "latin", "text": "\xe9 ' + SECRET.encode() + b'", "media": ["a.jpg"]}', "bad_json", None),
-        (b"[" * 50_000, "bad_json", None),
-        (b"[1, 2]", "bad_post", None),
-        (post(["list"], "a.jpg"), "bad_post", None),
-        (post(None, "a.jpg"), "bad_post", None),
-        (post("y" * 201, "a.jpg"), "bad_post", None),
-        (post("no text", "a.jpg", text=None), "no_text", "no text"),
-        (post("blank", "a.jpg", text=" \n"), "no_text", "blank"),
-        (post("no media"), "no_media", "no media"),
-        (post("odd media", media={"url": "a.jpg"}), "bad_post", "odd media"),
+    no_json, no_id = "line: not JSON in UTF-8", "id: missing, or neither text nor a whole number"
+    for line, reason, detail, post_id in [
+        (b'{"id": "cut", "text": "' + SECRET.encode(), "bad_json", no_json, None),
+        (b"\x00\xff\xfe" + made.GARBAGE.replace(b"\n", b""), "bad_json", no_json, None),
+        (b'{"id": "latin", "text": "\xe9 ' + SECRET.encode() + b'", "media": ["a.jpg"]}', "bad_json", no_json, None),
+        (b"[" * 50_000, "bad_json", no_json, None),
+        (b"[1, 2]", "bad_post", "not an object", None),
+        (post(["list"], "a.jpg"), "bad_post", no_id, None),
+        (post(None, "a.jpg"), "bad_post", no_id, None),
+        (post("y" * 201, "a.jpg"), "bad_post", "id: longer than 200 characters", None),
+        (post("no text", "a.jpg", text=None), "no_text", "text: missing or empty", "no text"),
+        (post("blank", "a.jpg", text=" \n"), "no_text", "text: missing or empty", "blank"),
+        (post("no media"), "no_media", "media: missing or empty", "no media"),
+        (post("odd media", media={"url": "a.jpg"}), "bad_post", "media: not a list", "odd media"),
     ]:
-        yield Case(line=line, failures=[failure(reason, post_id, line=0)])
+        yield Case(line=line, failures=[failure(reason, post_id, detail=detail, line=0)])
 
 
 def bad_urls(refusing_port: int) -> Iterator[Case]:
@@ -183,8 +187,8 @@ def several_media(server: web.WebServer) -> Iterator[Case]:
         line=post("album", media=media),
         samples={**good("album-0"), **good("album-3")},
         failures=[
-            failure("not_a_photo", "album", url="film.mp4"),
-            failure("http_error", "album", url=gone, http_status=404, tries=1),
+            failure("not_a_photo", "album", media_number=1, url="film.mp4"),
+            failure("http_error", "album", media_number=2, url=gone, http_status=404, tries=1),
         ],
     )
     yield Case(line=post("twice", photo), samples=good("twice-0"))
@@ -219,7 +223,7 @@ def labelled(tmp_path_factory, ray_folder) -> Iterator[Labelled]:
         for number, case in enumerate(cases, start=1):
             for told in case.failures:
                 if told["line"] is not None:
-                    told["line"] = number
+                    told |= {"file": "posts.jsonl", "line": number}
         (folder / "posts.jsonl").write_bytes(b"\n".join(case.line for case in cases))
         config = label_command.write_config(
             folder / "label.yaml",
@@ -336,7 +340,9 @@ def test_the_summary_counts_posts_pictures_samples_and_failures(labelled):
     reasons = Counter(told["reason"] for case in labelled.cases for told in case.failures)
     assert counts["posts"] == str(len(labelled.cases))
     assert counts["samples"] == str(sum(len(case.samples) for case in labelled.cases))
-    assert counts["failures"] == ", ".join(f"{reasons[name]} {name}" for name in sorted(reasons))
+    retryable = sum(told["retryable"] for case in labelled.cases for told in case.failures)
+    listed = ", ".join(f"{reasons[name]} {name}" for name in sorted(reasons))
+    assert counts["failures"] == f"{listed}; --retry-failures tries {retryable} of them again"
     assert counts["shards"] == "2 (0 were there before)"
 
 
@@ -384,6 +390,8 @@ def test_running_again_changes_nothing_and_starts_no_ray(labelled, ray_folder):
         (["--teacher.kind", "transformers"], "teacher"),
         (["--fetch.max_bytes", "5"], "max_bytes"),
         (["--posts", "other.jsonl"], "posts_sha256"),
+        (["--format", "xmodal"], "format"),
+        (["--select.languages", "[en]"], "select"),
     ],
 )
 def test_other_settings_than_it_was_begun_with_are_refused(labelled, tmp_path, arguments, name):
@@ -441,6 +449,49 @@ def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, t
     assert [told["reason"] for told in failures(tmp_path / "dataset")] == ["no_text"]
 
 
+def test_units_are_cut_over_the_selected_posts_of_a_folder_of_pages(server, tmp_path, ray_folder):
+    url = server.answer("a.jpg", web.content(made.jpeg()))
+
+    def page(*tweets: dict[str, Any]) -> str:
+        media = [{"media_key": "3_1", "type": "photo", "url": url}, {"media_key": "7_1", "type": "video"}]
+        return json.dumps({"data": tweets, "includes": {"media": media}}) + "\n"
+
+    def tweet(tweet_id: str, key: str = "3_1", **changes: Any) -> dict[str, Any]:
+        text = f"What a lovely {SECRET} day, once more"
+        return {"id": tweet_id, "text": text, "lang": "en", "attachments": {"media_keys": [key]}} | changes
+
+    retweeted = {"referenced_tweets": [{"type": "retweeted", "id": "9"}]}
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "b.jsonl").write_text("not JSON\n" + page(tweet("3"), tweet("4", lang="fr")))
+    (folder / "a.jsonl").write_text(
+        page(tweet("1"), tweet("10", **retweeted), tweet("11", key="7_1"), tweet("12", text=SECRET), tweet("2"))
+        + page(tweet("13", key="3_9"))
+    )
+    config = label_command.write_config(
+        tmp_path / "label.yaml",
+        posts=str(folder),
+        dataset=str(tmp_path / "dataset"),
+        posts_per_unit=2,
+        select={"languages": ["en"], "min_words": 6, "photos_only": True, "kinds": ["post"]},
+        fetch={"allow_networks": ["127.0.0.0/8"]},
+    )
+    done = label_command.run([*label_command.LABEL, "--config", str(config)], label_command.environment(ray_folder))
+    assert done.returncode == 0, done.stderr
+
+    dataset = tmp_path / "dataset"
+    assert [name for name in members(dataset) if name.endswith(".jpg")] == ["1-0.jpg", "2-0.jpg", "3-0.jpg"]
+    assert [shard["samples"] for shard in read_dataset(open_storage(str(dataset)))["shards"]] == [2, 0, 1]
+    # Of page a: 1 and 2; then what could not be read of a and of b; then 3.
+    assert [(told["file"], told["line"], told["reason"], told["post_id"]) for told in failures(dataset)] == [
+        ("a.jsonl", 2, "media_not_included", "13"),
+        ("b.jsonl", 1, "bad_json", None),
+    ]
+    rejected = {"language": 1, "not_a_photo": 1, "repost": 1, "too_few_words": 1}
+    assert json.loads((dataset / "dataset.json").read_text())["rejected"] == rejected
+    assert re.search(r"left out by select +1 language, 1 not_a_photo, 1 repost, 1 too_few_words\n", done.stdout)
+
+
 def test_a_teacher_that_cannot_be_loaded_is_told_in_two_lines(tmp_path, ray_folder):
     posts = label_command.write_posts(tmp_path / "posts.jsonl", [{"id": "1", "text": "a", "media": ["a.jpg"]}])
     settings = {
@@ -491,6 +542,7 @@ def test_a_host_that_is_down_costs_its_own_units_alone_and_they_are_done_when_it
     dataset = tmp_path / "dataset"
     command = [*label_command.LABEL, f"--posts={posts}", f"--dataset={dataset}", "--posts_per_unit=24"]
     command += ["--fetch.max_tries=1", "--fetch.connect_seconds=2", label_command.ALLOW_LOOPBACK]
+    command += ["--politeness.patience_seconds=2"]
     variables = label_command.environment(ray_folder)
 
     down = label_command.run([*command, "--base_url=http://127.0.0.1:9/"], variables)
@@ -506,7 +558,10 @@ def test_a_host_that_is_down_costs_its_own_units_alone_and_they_are_done_when_it
     assert "base_url: begun with 'http://127.0.0.1:9/'" in other.stderr
     gone = label_command.run([*command, "--base_url=http://127.0.0.1:9/", "--commit_outages=true"], variables)
     assert gone.returncode == 0, gone.stderr
-    assert "24 connection_error" in gone.stdout
+    # Those that were asked for until the host as a whole was taken to be down, and the others.
+    reasons = Counter(told["reason"] for told in failures(dataset))
+    assert reasons.keys() == {"connection_error", "host_down"}
+    assert reasons.total() == 24
     assert [path.name for path in sorted(dataset.glob("*.tar"))] == ["000000.tar", "000001.tar"]
 
 

@@ -119,7 +119,12 @@ def test_blank_lines_windows_lines_a_byte_order_mark_and_a_missing_last_newline_
 def test_a_missing_file_a_folder_and_another_format_are_told_in_two_lines(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "posts.txt").touch()
-    for name, problem in [("none.jsonl", "no such file"), ("folder.jsonl", "no such file"), ("posts.txt", "format")]:
+    for name, problem in [
+        ("none.jsonl", "no such file"),
+        ("none*.jsonl", "no such file"),
+        ("folder.jsonl", "a folder without posts"),
+        ("posts.txt", "format"),
+    ]:
         with pytest.raises(UserError, match=problem) as caught:
             check_posts_file(str(tmp_path / name))
         assert len(str(caught.value).splitlines()) == 2

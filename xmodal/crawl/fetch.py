@@ -185,7 +185,7 @@ class _Fetcher:
             # Taken after the gate, so that pictures that wait for a slow host keep none of the others from theirs.
             await self._slots.acquire()
         except asyncio.CancelledError:
-            await self._gate.leave(host, answered=True)
+            await self._gate.leave(host, answered=None)
             raise
         try:
             answer = await self._ask(url, host, effort)
@@ -207,7 +207,7 @@ class _Fetcher:
             raise
         except BaseException:
             # Cancelled, which says nothing of the host.
-            await self._gate.leave(host, answered=True)
+            await self._gate.leave(host, answered=None)
             raise
         finally:
             spent = time.monotonic() - start

@@ -1,12 +1,6 @@
-"""Why a post or a picture gave no sample: the codes of the failures files."""
+"""Why a picture gave no sample: codes of the failures files. Those of posts are `xmodal.posts.post.UNREADABLE`."""
 
 REASONS = {
-    # Of posts.
-    "bad_json": "a line of the posts is not a JSON object",
-    "bad_post": "a record lacks what a post must have, or holds it in another type",
-    "no_text": "a post has no text to be labelled by",
-    "no_media": "a post names no picture",
-    "duplicate_post": "an earlier post of the unit has the same id",
     "not_a_photo": "a post's media is a video or another kind",
     # Of what was asked for.
     "bad_url": "not a URL of http:// or https:// and a host; also where a redirect leads to one",

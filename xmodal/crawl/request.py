@@ -42,13 +42,13 @@ class FailedTryError(Exception):
         http_status: int | None = None,
         *,
         retryable: bool = False,
-        answered: bool = True,
+        answered: bool | None = True,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(reason)
         self.reason, self.http_status, self.retryable = reason, http_status, retryable
         self.answered = answered
-        """False where the host gave no sign of life."""
+        """As `HostGate.leave` takes it."""
         self.retry_after = retry_after
         """Seconds for which the host wants to be left alone."""
         self.counts = True
@@ -136,15 +136,22 @@ async def request(session: aiohttp.ClientSession, url: URL, seconds: float, conf
                 return headers[hdrs.LOCATION]
             content = await _read(answer, config)
             return Body(content=content, encoding=headers.get(hdrs.CONTENT_ENCODING, "").strip().lower())
+    except aiohttp.ConnectionTimeoutError:
+        raise FailedTryError("timeout", retryable=True, answered=False) from None
     except TimeoutError:
-        raise FailedTryError("timeout", retryable=True, answered=status is not None) from None
+        raise FailedTryError("timeout", retryable=True, answered=_has_answered(status)) from None
     except aiohttp.ClientError as error:
-        raise _of_client(error, answered=status is not None) from None
+        raise _of_client(error, _has_answered(status)) from None
     except OSError:
-        raise FailedTryError("connection_error", retryable=True, answered=status is not None) from None
+        raise FailedTryError("connection_error", retryable=True, answered=False) from None
     except ValueError:
         # UnicodeError: a host name that DNS cannot hold, such as one with an empty or too long label.
         raise FailedTryError("bad_url") from None
+
+
+def _has_answered(status: int | None) -> bool | None:
+    """A picture that stalls or breaks off on a connection that was made says nothing of its host."""
+    return True if status is not None else None
 
 
 def _http_error(answer: aiohttp.ClientResponse) -> FailedTryError:
@@ -155,7 +162,7 @@ def _http_error(answer: aiohttp.ClientResponse) -> FailedTryError:
     return FailedTryError("http_error", answer.status, retryable=retryable, retry_after=retry_after)
 
 
-def _of_client(error: aiohttp.ClientError, *, answered: bool) -> FailedTryError:
+def _of_client(error: aiohttp.ClientError, answered: bool | None) -> FailedTryError:
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ForbiddenAddressError):
         return FailedTryError("forbidden_address")
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
@@ -166,6 +173,8 @@ def _of_client(error: aiohttp.ClientError, *, answered: bool) -> FailedTryError:
         return FailedTryError("bad_answer")
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
         return FailedTryError("cut_off", retryable=True, answered=answered)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        answered = False
     return FailedTryError("connection_error", retryable=True, answered=answered)
 
 

@@ -33,7 +33,8 @@ from xmodal.curation.curate import CurateConfig, CurateSummary, curate
 from xmodal.demo.server import serve_folder
 from xmodal.demo.summary import summary_table
 from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, write_json
-from xmodal.labelling import LabelConfig, LabelSummary, label
+from xmodal.labelling.config import LabelConfig
+from xmodal.labelling.label import LabelSummary, label
 from xmodal.labels import CLASSES
 from xmodal.report.report import ReportConfig, report
 from xmodal.training.config import TrainConfig
@@ -121,7 +122,7 @@ def demo(config: DemoConfig) -> str:
     with watch.stage("report"):
         report(_report_config(output))
     # A stage that found its work done says nothing of how long the work takes.
-    idle = {"label": labelled.units_done_before == len(labelled.shards), "train": not trained}
+    idle = {"label": labelled.shards_there_before == len(labelled.shards), "train": not trained}
     seconds = {stage: earlier.get(stage, spent) if idle.get(stage) else spent for stage, spent in watch.seconds.items()}
     result = _result(labelled, curated, student, teacher, seconds)
     write_json(output / "result.json", result)

@@ -8,7 +8,7 @@ from typing import Any
 
 from xmodal.curation.curate import CurateSummary, FunnelStep
 from xmodal.evaluation.table import interval_of, interval_text
-from xmodal.labelling import LabelSummary
+from xmodal.labelling.label import LabelSummary
 from xmodal.training.metrics_file import read_metrics
 
 

@@ -2,17 +2,34 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 MAX_ENCODED_ID_LENGTH = 200
+MAX_NUMBER_BITS = 128
+
+PostKind = Literal["post", "repost", "reply", "quote"]
+
+UNREADABLE = {
+    "bad_json": "the line is not JSON in UTF-8",
+    "bad_row": "the row of a table is broken: its quotes, its encoding, or how many fields it has",
+    "bad_post": "a field is missing that every post has, or of another type",
+    "no_text": "the post has no words",
+    "no_media": "the post has no picture",
+    "media_not_included": "the page names the post's pictures, and holds none of them",
+    "not_a_post": "what stands where a post would: deleted, blocked, or something else",
+    "not_public": "the author did not show it to everyone",
+    "duplicate_post": "another record of the input has its id",
+}
+"""Why a record is no post: the codes of the failures file, and what each means."""
 
 
 class UnreadablePostError(Exception):
-    """A record that is no post. `reason` is one of the codes of the failures file."""
+    """A record that is no post. `reason` is a key of UNREADABLE; `detail` names the field, and shows nothing of it."""
 
     def __init__(self, reason: str, detail: str, post_id: str | None = None) -> None:
+        assert reason in UNREADABLE, reason
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail, self.post_id = reason, detail, post_id
 
@@ -24,6 +41,8 @@ class Media:
     url: str
     """Absolute, or relative to the config's `base_url`; empty where the record names none: the fetcher refuses it."""
     type: str = "photo"
+    """`photo`, or what else the service says that it is: `video`, `animated_gif`, …; `missing` where a page does not
+    include what it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +56,10 @@ class Post:
     created_at: str | None = None
     author: str | None = None
     source: str | None = None
+    """Where the post is from: of the services, `x`, `mastodon` or `bluesky`."""
+    kind: PostKind = "post"
+    """What it is besides: somebody's post shown again, an answer, or words around another post. A repost that answers
+    counts as a repost, an answer that quotes as a reply."""
 
     def key(self, media_number: int) -> str:
         """The sample key of a picture: `<post id>-<media number>`, percent-encoded where WebDataset needs it."""
@@ -56,9 +79,9 @@ def parse_post(record: Any) -> Post:
     if not isinstance(record, Mapping):
         raise UnreadablePostError("bad_post", "not an object")
     raw_id = record.get("id")
-    if isinstance(raw_id, bool) or not isinstance(raw_id, str | int) or raw_id == "":
+    post_id = _optional_text(raw_id) if isinstance(raw_id, str | int) else None
+    if not post_id:
         raise UnreadablePostError("bad_post", "id: missing, or neither text nor a whole number")
-    post_id = _clean(str(raw_id))
     if len(encode_id(post_id)) > MAX_ENCODED_ID_LENGTH:
         raise UnreadablePostError("bad_post", f"id: longer than {MAX_ENCODED_ID_LENGTH} characters")
     text = record.get("text")
@@ -68,7 +91,13 @@ def parse_post(record: Any) -> Post:
         raise UnreadablePostError("no_text", "text: missing or empty", post_id)
     media = _parse_media(record.get("media"), post_id)
     optional = {name: _optional_text(record.get(name)) for name in ("lang", "created_at", "author", "source")}
-    return Post(id=post_id, text=_clean(text), media=media, **optional)
+    return Post(id=post_id, text=_clean(text), media=media, kind=_parse_kind(record.get("kind"), post_id), **optional)
+
+
+def post_record(post: Post) -> dict[str, Any]:
+    """The record of a post, as a line of JSONL holds it: `parse_post` makes the same post of it."""
+    record = asdict(post) | {"media": [asdict(media) for media in post.media]}
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def _parse_media(records: Any, post_id: str) -> tuple[Media, ...]:
@@ -88,11 +117,24 @@ def _parse_entry(entry: Any) -> Media:
     return Media(url=_clean(url) if isinstance(url, str) else "", type=kind if isinstance(kind, str) else "unknown")
 
 
+def _parse_kind(value: Any, post_id: str) -> PostKind:
+    """A kind that is not known is no detail that a post can do without: those who leave out reposts rely on it."""
+    for kind in get_args(PostKind):
+        if value == kind:
+            return kind
+    if value is None:
+        return "post"
+    raise UnreadablePostError("bad_post", f"kind: not one of {', '.join(get_args(PostKind))}", post_id)
+
+
 def _optional_text(value: Any) -> str | None:
     """What a post can do without: text, or a number as text; None for anything else."""
     if isinstance(value, str):
         return _clean(value)
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # Python refuses to write whole numbers of thousands of digits, and they are nobody's id or time.
+    return None if isinstance(value, int) and value.bit_length() > MAX_NUMBER_BITS else str(value)
 
 
 def _clean(text: str) -> str:

@@ -1,22 +1,18 @@
 """Files of posts → posts, one at a time: memory does not grow with the input, a bad record does not end it."""
 
-import gzip
-import hashlib
-import io
 import itertools
-import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import zstandard
 
 from shards.errors import UserError
-from xmodal.posts.post import Post, UnreadablePostError, parse_post
-
-FORMATS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+from xmodal.posts.compressed import BROKEN_FILE_ERRORS, open_posts
+from xmodal.posts.csv_files import check_csv, csv_posts
+from xmodal.posts.files import ending_of, find_files, fingerprint, short_names
+from xmodal.posts.formats import SERVICES, PostsFormat
+from xmodal.posts.json_files import Found, json_document_posts, json_line_posts
+from xmodal.posts.parquet_files import check_parquet, parquet_posts
+from xmodal.posts.post import Post
+from xmodal.posts.t4sa import FoundInFile, T4saFiles, is_t4sa_name, t4sa_files, t4sa_posts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,40 +20,61 @@ class PostRecord:
     """One record of the input: a post, or why it is none."""
 
     line: int
-    """Counted from 1."""
+    """Counted from 1; of a Parquet file the row, of a JSON document the record."""
     post: Post | None
     reason: str | None = None
-    """A code of the failures file, where there is no post."""
+    """A key of UNREADABLE, where there is no post."""
+    detail: str | None = None
+    """Which field could not be read, and why; nothing of what it holds."""
     post_id: str | None = None
+    file: str | None = None
+    """The file, below the folder that all files of the input lie in."""
 
 
-def read_posts(path: str) -> Iterator[PostRecord]:
-    """The records of a JSONL file, plain or compressed by gzip or zstd; blank lines are skipped.
+def read_posts(posts: str, posts_format: PostsFormat = "auto") -> Iterator[PostRecord]:
+    """The records of a file, a folder or a pattern of files, one file after another, sorted by name.
 
-    Raises UserError for a missing file, another format, or a compressed file that is cut off.
+    Raises UserError as `check_posts_file` does, and for a file that turns out to be cut off.
     """
-    check_posts_file(path)
-    try:
-        with _open(path) as file:
-            for line, content in enumerate(file, start=1):
-                if content.strip():
-                    yield _read_record(line, content)
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{path}: not a whole compressed file: {error}", "fetch or compress it again") from error
+    input_files = _input_files(posts, posts_format)
+    names = short_names(_paths(input_files))
+    for path, line, found in _found_in(input_files, posts_format):
+        if isinstance(found, Post):
+            yield PostRecord(line=line, post=found, file=names[path])
+        else:
+            yield PostRecord(
+                line=line,
+                post=None,
+                reason=found.reason,
+                detail=found.detail,
+                post_id=found.post_id,
+                file=names[path],
+            )
 
 
-def check_posts_file(path: str) -> None:
-    """Raise UserError if there is no such file or its format is not known."""
-    if not path.endswith(FORMATS):
-        raise UserError(f"{path}: not a known format of posts", f"give a file that ends with {', '.join(FORMATS)}")
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file", "check the path of the posts in the config")
+def check_posts_file(posts: str, posts_format: PostsFormat = "auto") -> None:
+    """Raise UserError if there are no such files, or they cannot be of the format, or lack columns."""
+    input_files = _input_files(posts, posts_format)
+    if isinstance(input_files, T4saFiles):
+        return
+    for path in input_files:
+        ending = ending_of(path)
+        if not ending:
+            raise UserError(
+                f"{path}: not a known format of posts",
+                "give files that end with .jsonl, .json or .csv, also followed by .gz or .zst, or with .parquet",
+            )
+        if posts_format in SERVICES and ending not in (".jsonl", ".json"):
+            raise UserError(f"{path}: {posts_format} answers JSON, and this is none", "give --format auto")
+        if ending == ".csv":
+            check_csv(path)
+        elif ending == ".parquet":
+            check_parquet(path)
 
 
-def posts_fingerprint(path: str) -> str:
-    """The sha256 (hex) of the file: units are ranges of lines, so other content means other units."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def posts_fingerprint(posts: str, posts_format: PostsFormat = "auto") -> str:
+    """The sha256 (hex) of the file, or of the sha256 of each: other content means other units."""
+    return fingerprint(_paths(_input_files(posts, posts_format)))
 
 
 def units(records: Iterable[PostRecord], posts_per_unit: int) -> Iterator[tuple[int, list[PostRecord]]]:
@@ -70,54 +87,38 @@ def units(records: Iterable[PostRecord], posts_per_unit: int) -> Iterator[tuple[
         yield number, unit
 
 
-def _open(path: str) -> BinaryIO:
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(path))
-    return open(path, "rb")
+def _input_files(posts: str, posts_format: PostsFormat) -> list[str] | T4saFiles:
+    files = find_files(posts)
+    if posts_format == "t4sa" or (posts_format == "auto" and any(is_t4sa_name(path) for path in files)):
+        return t4sa_files(files)
+    return files
 
 
-class _ZstdFile(io.RawIOBase):
-    """What a zstd file of any number of frames holds. zstandard's own reader takes one that is cut off for whole."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115  closed with this one
-        # Public dumps of posts are packed with `--long=31`; the default refuses windows above 128 MiB.
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._packed = b""
-        self._content = io.BytesIO()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not (length := self._content.readinto(buffer)):
-            # Little at a time: what comes out of it is held at once, and may be thousands of times as much.
-            self._packed = self._packed or self._file.read(1 << 12)
-            if not self._packed:
-                if self._frame:
-                    raise EOFError("it ends within a frame")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._content = io.BytesIO(self._frame.decompress(self._packed))
-            self._packed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        return length
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _paths(input_files: list[str] | T4saFiles) -> list[str]:
+    return [input_files.texts, *input_files.lists] if isinstance(input_files, T4saFiles) else input_files
 
 
-def _read_record(line: int, content: bytes) -> PostRecord:
+def _found_in(input_files: list[str] | T4saFiles, posts_format: PostsFormat) -> Iterator[FoundInFile]:
+    if isinstance(input_files, T4saFiles):
+        yield from t4sa_posts(input_files)
+        return
+    for path in input_files:
+        for line, found in _file_posts(path, posts_format):
+            yield path, line, found
+
+
+def _file_posts(path: str, posts_format: PostsFormat) -> Iterator[Found]:
+    ending = ending_of(path)
+    if ending == ".parquet":
+        yield from parquet_posts(path)
+        return
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
-        return PostRecord(line=line, post=None, reason="bad_json")
-    try:
-        return PostRecord(line=line, post=parse_post(record))
-    except UnreadablePostError as error:
-        return PostRecord(line=line, post=None, reason=error.reason, post_id=error.post_id)
+        with open_posts(path) as file:
+            if ending == ".csv":
+                yield from csv_posts(file, path)
+            elif ending == ".json":
+                yield from json_document_posts(file, path, posts_format)
+            else:
+                yield from json_line_posts(file, posts_format)
+    except BROKEN_FILE_ERRORS as error:
+        raise UserError(f"{path}: not a whole compressed file: {error}", "fetch or compress it again") from error

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from shards.dataset import failures, read_dataset
+from shards.dataset import read_dataset
 from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import open_storage
 from shards.view import SPLITS, View, open_view
 from xmodal.curation.curate import FunnelStep
+from xmodal.labelling.failures import OpenFailures
 from xmodal.labels import CLASSES
 from xmodal.training.metrics_file import read_metrics
 
@@ -117,7 +118,7 @@ def read_dataset_summary(folder: str) -> DatasetSummary:
         teacher = document.get("teacher")
         named = f"{teacher['name']} {teacher['revision']}" if teacher else "not recorded"
     with _explained(f"{folder}/*.failures.jsonl", "run `xmodal label` again, to its end"):
-        records = failures(storage)
+        records = OpenFailures(storage).all()
         counts = Counter(str(record["reason"]) for record in records)
         retryable = Counter(str(record["reason"]) for record in records if record.get("retryable"))
     return DatasetSummary(

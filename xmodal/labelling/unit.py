@@ -1,7 +1,7 @@
 """One unit: a range of posts → the samples of its shard, and a line for each that gave none. Knows no Ray."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -9,7 +9,7 @@ from shards.writer import Sample
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import FetchResult, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
-from xmodal.crawl.politeness import OpenGate
+from xmodal.crawl.politeness import HostGate
 from xmodal.labels import SoftLabel
 from xmodal.posts.post import Post
 from xmodal.posts.readers import PostRecord
@@ -33,50 +33,75 @@ async def unit_samples(
     teacher: dict[str, str],
     base_url: str | None,
     fetch: FetchConfig,
+    gate: HostGate,
     pictures: PictureConfig,
     keep_text: bool,
     commit_outages: bool,
+    retried: Collection[tuple[str, int]] | None,
     shard_failures: list[dict[str, Any]],
 ) -> AsyncIterator[Sample]:
     """The samples of a unit in the order of its posts; what gives none is appended to `shard_failures`.
 
     `labels()` gives the soft labels of the records that are posts, in their order; it may block. `teacher` is its name
-    and revision. Raises UnitOutageError where every picture failed for reasons that may pass, such as a host that is
-    down, unless `commit_outages`.
+    and revision. `retried` are the pictures (post id, media number) that a round of retries tries again; None for all
+    of the unit. Raises UnitOutageError where every picture failed for reasons that may pass, such as a host that is
+    down, unless `commit_outages`; and where a round of retries found nothing.
     """
-    media: list[tuple[Post, int, str]] = []
-    seen: set[str] = set()
-    for record in records:
-        post = record.post
-        if post is None:
-            shard_failures.append(failure_record(post_id=record.post_id, reason=record.reason or "", line=record.line))
-        elif post.id in seen:
-            # Two samples of one key in one tar would be read as one.
-            shard_failures.append(failure_record(post_id=post.id, reason="duplicate_post", line=record.line))
-        else:
-            seen.add(post.id)
-            for media_number, picture in enumerate(post.media):
-                if picture.type == "photo":
-                    media.append((post, media_number, absolute_url(picture.url, base_url)))
-                else:
-                    shard_failures.append(failure_record(post_id=post.id, reason="not_a_photo", url=picture.url))
+    media, unusable = unit_media(records, base_url)
+    if retried is None:
+        shard_failures += unusable
+    else:
+        media = [one for one in media if (one[0].id, one[1]) in retried]
     posts = [record.post for record in records if record.post]
     label_of: dict[str, SoftLabel] = {}
-    results = fetch_in_order([url for _, _, url in media], fetch, pictures, OpenGate())
+    results = fetch_in_order([url for _, _, url in media], fetch, pictures, gate)
     place = 0
     async for result in results:
         post, media_number, _ = media[place]
         place += 1
         if result.picture is None:
-            shard_failures.append(_fetch_failure(post, result))
+            shard_failures.append(_fetch_failure(post, media_number, result))
             continue
         if not label_of:
             soft_labels = await asyncio.to_thread(labels)
             # The first of two posts with one id is the one whose pictures are kept.
             label_of = {post.id: label for post, label in reversed(list(zip(posts, soft_labels, strict=True)))}
         yield _sample(post, media_number, result, label_of[post.id], teacher, keep_text=keep_text)
+    if not label_of and retried is not None:
+        raise UnitOutageError(len(media), ", ".join(sorted({failure["reason"] for failure in shard_failures})))
     if not label_of and not commit_outages:
         _refuse_outage(len(media), shard_failures)
+
+
+def unit_media(
+    records: Sequence[PostRecord], base_url: str | None
+) -> tuple[list[tuple[Post, int, str]], list[dict[str, Any]]]:
+    """The photos of a unit's posts (post, media number, URL), and the failure records of all that is none."""
+    media: list[tuple[Post, int, str]] = []
+    unusable: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for record in records:
+        post = record.post
+        if post is None:
+            unusable.append(_record_failure(record, record.post_id, record.reason or ""))
+        elif post.id in seen:
+            # Two samples of one key in one tar would be read as one.
+            unusable.append(_record_failure(record, post.id, "duplicate_post"))
+        else:
+            seen.add(post.id)
+            for number, picture in enumerate(post.media):
+                if picture.type == "photo":
+                    media.append((post, number, absolute_url(picture.url, base_url)))
+                else:
+                    unusable.append(
+                        failure_record(
+                            post_id=post.id,
+                            media_number=number,
+                            reason="media_not_included" if picture.type == "missing" else "not_a_photo",
+                            url=picture.url,
+                        )
+                    )
+    return media, unusable
 
 
 def _refuse_outage(num_media: int, shard_failures: Sequence[dict[str, Any]]) -> None:
@@ -105,27 +130,38 @@ def failure_record(
     *,
     reason: str,
     post_id: str | None = None,
+    media_number: int | None = None,
     url: str | None = None,
+    file: str | None = None,
     line: int | None = None,
+    detail: str | None = None,
     http_status: int | None = None,
     retryable: bool = False,
     tries: int = 0,
 ) -> dict[str, Any]:
-    """One line of a failures file. `line` is the input's line, where a whole post gave nothing."""
+    """One line of a failures file. `file` and `line` are the input's, where a whole post gave nothing."""
     return {
         "post_id": post_id,
+        "media_number": media_number,
         "url": url,
+        "file": file,
         "line": line,
         "reason": reason,
+        "detail": detail,
         "http_status": http_status,
         "retryable": retryable,
         "tries": tries,
     }
 
 
-def _fetch_failure(post: Post, result: FetchResult) -> dict[str, Any]:
+def _record_failure(record: PostRecord, post_id: str | None, reason: str) -> dict[str, Any]:
+    return failure_record(post_id=post_id, reason=reason, file=record.file, line=record.line, detail=record.detail)
+
+
+def _fetch_failure(post: Post, media_number: int, result: FetchResult) -> dict[str, Any]:
     return failure_record(
         post_id=post.id,
+        media_number=media_number,
         url=result.url,
         reason=result.reason or "",
         http_status=result.http_status,

@@ -1,0 +1,156 @@
+import asyncio
+import time
+
+import pytest
+
+from xmodal.crawl import gate as gates
+from xmodal.crawl.gate import GateKeeper, SharedGate
+from xmodal.crawl.politeness import HostDownError, PolitenessConfig
+
+
+def keeper(**settings: float) -> GateKeeper:
+    return GateKeeper(PolitenessConfig(**({"requests_per_second": 0.0, "max_concurrent": 0} | settings)))
+
+
+async def request(gate: SharedGate, host: str, sent: list[float], seconds: float = 0.0) -> None:
+    await gate.enter(host)
+    sent.append(time.monotonic())
+    await asyncio.sleep(seconds)
+    await gate.leave(host, answered=True)
+
+
+def test_tasks_that_share_a_keeper_share_the_rate_of_a_host():
+    async def run() -> list[float]:
+        shared, sent = keeper(requests_per_second=50.0), []
+        async with SharedGate(shared) as one, SharedGate(shared) as other:
+            await asyncio.gather(*(request(gate, "a", sent) for gate in (one, other) for _ in range(20)))
+        return sent
+
+    sent = asyncio.run(run())
+    assert len(sent) == 40
+    assert sent[-1] - sent[0] >= 39 / 50 - 0.05
+
+
+def test_hosts_do_not_wait_for_each_other():
+    async def run() -> None:
+        async with SharedGate(keeper(max_concurrent=1)) as gate:
+            await gate.enter("busy")
+            await asyncio.wait_for(gate.enter("free"), 5)
+
+    asyncio.run(run())
+
+
+def test_tasks_that_share_a_keeper_share_the_requests_under_way():
+    async def run() -> int:
+        shared, under_way, most = keeper(max_concurrent=3), 0, 0
+
+        async def one(gate: SharedGate) -> None:
+            nonlocal under_way, most
+            await gate.enter("a")
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.01)
+            under_way -= 1
+            await gate.leave("a", answered=True)
+
+        async with SharedGate(shared) as first, SharedGate(shared) as second:
+            await asyncio.gather(*(one(gate) for gate in (first, second) for _ in range(20)))
+        return most
+
+    assert asyncio.run(run()) == 3
+
+
+def test_a_pause_that_one_task_was_asked_for_is_kept_by_the_others():
+    async def run() -> float:
+        shared = keeper()
+        async with SharedGate(shared) as one, SharedGate(shared) as other:
+            await one.enter("a")
+            start = time.monotonic()
+            await one.leave("a", answered=True, retry_after=0.5)
+            await other.enter("a")
+            return time.monotonic() - start
+
+    assert asyncio.run(run()) >= 0.5
+
+
+def test_a_host_that_is_given_up_is_told_to_all_who_wait():
+    async def run() -> list[bool | BaseException]:
+        async with SharedGate(keeper(failures_to_open=2, patience_seconds=0.0)) as gate:
+            for counts in (True, False):
+                await gate.enter("a")
+                assert await gate.leave("a", answered=False) is counts
+            return await asyncio.gather(*(gate.enter("a") for _ in range(5)), return_exceptions=True)
+
+    assert [type(answer) for answer in asyncio.run(run())] == [HostDownError] * 5
+
+
+def test_a_permit_of_one_who_was_cancelled_is_given_back():
+    async def run() -> None:
+        async with SharedGate(keeper(max_concurrent=1)) as gate:
+            await gate.enter("a")
+            waiting = asyncio.create_task(gate.enter("a"))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await gate.leave("a", answered=True)
+            await asyncio.sleep(0.1)  # the permit comes when nobody waits for it any more
+            await asyncio.wait_for(gate.enter("a"), 5)
+
+    asyncio.run(run())
+
+
+def test_what_a_task_held_is_given_back_when_it_ends():
+    async def run() -> None:
+        shared = keeper(max_concurrent=2)
+        async with SharedGate(shared) as ended:
+            await ended.enter("a")
+            await ended.enter("a")
+        async with SharedGate(shared) as next_one:
+            await asyncio.wait_for(next_one.enter("a"), 5)
+
+    asyncio.run(run())
+
+
+def test_what_a_task_held_that_died_is_given_back_after_a_while(monkeypatch):
+    monkeypatch.setattr(gates, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(gates, "SILENT_SECONDS", 0.3)
+
+    async def run() -> float:
+        shared = keeper(max_concurrent=1)
+        await shared.enter("dead", "a", 1)
+        async with SharedGate(shared) as living, SharedGate(shared) as other:
+            start = time.monotonic()
+            await asyncio.wait_for(living.enter("a"), 5)
+            freed = time.monotonic() - start
+            # The living one, which holds it for longer than that, keeps it.
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(other.enter("a"), 0.8)
+        return freed
+
+    assert asyncio.run(run()) >= 0.2
+
+
+def test_a_keeper_that_fails_fails_those_who_wait():
+    class Broken(GateKeeper):
+        async def enter(self, client: str, host: str, wanted: int) -> int:
+            raise ConnectionError
+
+    async def run() -> None:
+        async with SharedGate(Broken(PolitenessConfig())) as gate:
+            with pytest.raises(ConnectionError):
+                await gate.enter("a")
+
+    asyncio.run(run())
+
+
+def test_idle_hosts_are_forgotten_when_there_are_many(monkeypatch):
+    monkeypatch.setattr(gates, "_MOST_HOSTS", 3)
+
+    async def run() -> GateKeeper:
+        shared, sent = keeper(), []
+        async with SharedGate(shared) as gate:
+            for number in range(10):
+                await request(gate, f"host{number}", sent)
+                await asyncio.sleep(0.03)
+        return shared
+
+    assert len(asyncio.run(run()).busiest(100)) <= 4

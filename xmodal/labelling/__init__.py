@@ -1,0 +1,1 @@
+"""Posts → shards on Ray: units, teacher pool, commit, resume, retry of failures."""

@@ -1,0 +1,152 @@
+"""How far a label run is: a bar on a terminal, a line now and then elsewhere, and a file that any machine can read."""
+
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from shards.errors import UserError
+from shards.json_object import parse_json_object
+from shards.storage import Storage
+from xmodal.labelling.task import UnitJob, UnitResult
+
+log = logging.getLogger(__name__)
+
+STATUS_NAME = "status.json"
+"""Lies in the dataset while a run is under way; a finished dataset has none."""
+_STATUS_SECONDS = 5.0
+_LOG_SECONDS = 10.0
+SILENT_SECONDS = 60.0
+"""A status file that is older was left by a run that has ended."""
+
+
+@dataclass(kw_only=True)
+class InputCounts:
+    """What was read of the input so far."""
+
+    posts: int = 0
+    media: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Rule of `select` → how many posts it left out."""
+
+
+class Progress:
+    """Counts what the driver hands out and what comes back. Use it as a context."""
+
+    def __init__(self, storage: Storage, what: str, counts: InputCounts) -> None:
+        self._storage = storage
+        self._what = what
+        self._read = counts
+        self._started = self._logged = self._written = time.time()
+        self._handed_out = self._committed = self._samples = self._bytes = 0
+        self._all_read = False
+        self._failures: Counter[str] = Counter()
+        self.outages: list[str] = []
+        """Jobs that were not committed, and why."""
+        self._bar = tqdm(unit=" units", file=sys.stderr, dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        self._write("running")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar:
+            self._bar.close()
+        if self._committed:
+            self._tell()
+        self._write("running" if kind is None else "stopped")
+
+    def watching(self, jobs: Iterator[UnitJob]) -> Iterator[UnitJob]:
+        """The same jobs, counted as they are handed out."""
+        for job in jobs:
+            self._handed_out += 1
+            yield job
+        self._all_read = True
+
+    def ended(self, result: UnitResult) -> None:
+        """A job has ended."""
+        if result.is_committed:
+            self._committed += 1
+            self._samples += result.num_samples
+            self._bytes += result.num_bytes
+            self._failures += result.failures
+        else:
+            log.warning("%s %s: %s; it waits for another run", self._what, result.name, result.outage)
+            self.outages.append(f"{result.name}: {result.outage}")
+        now = time.time()
+        if self._bar is not None:
+            self._bar.total = self._handed_out if self._all_read else None
+            self._bar.update()
+            self._bar.set_postfix_str(f"{self._samples} samples, {sum(self._failures.values())} failures")
+        elif now - self._logged > _LOG_SECONDS:
+            self._logged = now
+            self._tell()
+        if now - self._written > _STATUS_SECONDS:
+            self._write("running")
+
+    def _tell(self) -> None:
+        seconds = max(time.time() - self._started, 1e-9)
+        log.info(
+            "%d units committed, %d samples (%.0f a second), %d failures",
+            *(self._committed, self._samples, self._samples / seconds, sum(self._failures.values())),
+        )
+
+    def _write(self, state: str) -> None:
+        self._written = time.time()
+        status = {
+            "state": state,
+            "started": round(self._started),
+            "updated": round(self._written),
+            "posts_read": self._read.posts,
+            "all_posts_read": self._all_read,
+            "units_in_flight": self._handed_out - self._committed - len(self.outages),
+            "units_committed": self._committed,
+            "units_waiting": len(self.outages),
+            "samples": self._samples,
+            "bytes": self._bytes,
+            "failures": dict(sorted(self._failures.items())),
+        }
+        # A status that cannot be written ends no run: what is wrong with the storage, the units will tell.
+        with suppress(FileNotFoundError, UserError):
+            self._storage.replace(STATUS_NAME, json.dumps(status, indent=2).encode() + b"\n")
+
+
+def read_status(storage: Storage) -> dict[str, Any] | None:
+    """What the run under way last said of itself; None where there is none."""
+    try:
+        content = storage.read(STATUS_NAME)
+    except FileNotFoundError:
+        return None
+    return parse_json_object(content, f"{storage.url}/{STATUS_NAME}", "look again in some seconds")
+
+
+def status_text(url: str, status: Mapping[str, Any], num_shards: int, now: float) -> str:
+    """A status file for people."""
+    age = now - status["updated"]
+    state = status["state"]
+    if state == "running" and age > SILENT_SECONDS:
+        state = f"not heard of for {age:.0f} s; if it has ended, the same command goes on"
+    seconds = max(status["updated"] - status["started"], 1)
+    failures = ", ".join(f"{count} {reason}" for reason, count in status["failures"].items()) or "none"
+    units = f"{status['units_committed']} committed, {status['units_in_flight']} in flight"
+    if status["units_waiting"]:
+        units += f", {status['units_waiting']} wait for another run"
+    read = "all" if status["all_posts_read"] else "so far"
+    return "\n".join(
+        [
+            f"{url}: {state}",
+            f"  shards in the dataset  {num_shards}",
+            f"  posts read ({read})    {status['posts_read']}",
+            f"  units of this run      {units}",
+            f"  samples of this run    {status['samples']} ({status['samples'] / seconds:.1f} a second), "
+            f"{status['bytes'] / 2**20:.0f} MiB",
+            f"  failures of this run   {failures}",
+        ]
+    )

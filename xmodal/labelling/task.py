@@ -1,0 +1,150 @@
+"""What one Ray task does: fetch a unit's pictures while the teacher reads its texts, and commit its shard."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from shards.storage import open_storage
+from shards.writer import Sample, recover_failures, write_shard
+from xmodal.crawl.gate import GateKeeper, Keeper, SharedGate
+from xmodal.labelling import metrics
+from xmodal.labelling.config import LabelConfig
+from xmodal.labelling.unit import UnitOutageError, unit_samples
+from xmodal.labelling.units import round_name, unit_name
+from xmodal.labels import SoftLabel
+from xmodal.posts.readers import PostRecord
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitJob:
+    """A unit that is to be labelled, or what of it is to be tried again."""
+
+    number: int
+    records: list[PostRecord]
+    retry_round: int = 0
+    """0 for the unit itself."""
+    retried: frozenset[tuple[str, int]] | None = None
+    """Of a round of retries: the pictures to be tried again, by post id and media number."""
+
+    @property
+    def name(self) -> str:
+        """Name of the shard, without its ending."""
+        return round_name(unit_name(self.number), self.retry_round)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """What became of a job."""
+
+    name: str
+    is_committed: bool
+    """False where the unit waits for another run."""
+    was_there: bool = False
+    """Whether another writer had committed it."""
+    num_samples: int = 0
+    num_bytes: int = 0
+    """Of the pictures."""
+    failures: Counter[str] = field(default_factory=Counter)
+    outage: str | None = None
+    """Why no picture of the unit could be had; then it is not committed."""
+
+
+def label_unit(
+    config: LabelConfig,
+    dataset: str,
+    job: UnitJob,
+    *,
+    labels: Callable[[], Sequence[SoftLabel]],
+    teacher: dict[str, str],
+    keeper: Keeper | None,
+) -> UnitResult:
+    """Fetch, label and commit. `labels()` gives the soft labels of the unit's posts, and may block.
+
+    `keeper` holds the limits a host for the whole cluster; None where there are none.
+    """
+    storage = open_storage(dataset, create=True)
+    if storage.exists(f"{job.name}.tar"):
+        recover_failures(storage, job.name)
+        return UnitResult(name=job.name, is_committed=True, was_there=True)
+    shard_failures: list[dict[str, Any]] = []
+    gate = SharedGate(keeper or GateKeeper(config.politeness))
+    samples = _within_gate(
+        gate,
+        unit_samples(
+            job.records,
+            labels=labels,
+            teacher=teacher,
+            base_url=config.base_url,
+            fetch=config.fetch,
+            gate=gate,
+            pictures=config.pictures,
+            keep_text=config.keep_text,
+            commit_outages=config.commit_outages,
+            retried=job.retried,
+            shard_failures=shard_failures,
+        ),
+    )
+    num_bytes = 0
+
+    def counted(samples: Iterator[Sample]) -> Iterator[Sample]:
+        nonlocal num_bytes
+        for sample in samples:
+            num_bytes += len(sample.image)
+            yield sample
+
+    try:
+        with drained(samples) as iterator:
+            shard = write_shard(storage, job.name, counted(iterator), shard_failures)
+    except UnitOutageError as outage:
+        told = f"none of its {outage.num_media} pictures could be had ({outage.reasons})"
+        return UnitResult(name=job.name, is_committed=False, outage=told)
+    if not shard.won:
+        return UnitResult(name=job.name, is_committed=True, was_there=True)
+    reasons = metrics.reasons_of(shard_failures)
+    metrics.count_unit(num_pictures=shard.num_samples, num_bytes=num_bytes, reasons=reasons)
+    return UnitResult(
+        name=job.name, is_committed=True, num_samples=shard.num_samples, num_bytes=num_bytes, failures=reasons
+    )
+
+
+async def _within_gate(gate: SharedGate, samples: AsyncIterator[Sample]) -> AsyncIterator[Sample]:
+    async with gate:
+        async for sample in samples:
+            yield sample
+
+
+@contextmanager
+def drained(source: AsyncIterator[T]) -> Iterator[Iterator[T]]:
+    """An async iterator as a plain one. Its event loop runs in a thread of its own, and so works ahead meanwhile."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="event-loop", daemon=True)
+    thread.start()
+
+    def await_(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    async def following() -> tuple[T, ...]:
+        try:
+            return (await anext(source),)
+        except StopAsyncIteration:
+            return ()
+
+    def items() -> Iterator[T]:
+        while item := await_(following()):
+            yield item[0]
+
+    try:
+        yield items()
+    finally:
+        if aclose := getattr(source, "aclose", None):
+            await_(aclose())
+        await_(loop.shutdown_default_executor())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
