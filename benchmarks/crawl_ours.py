@@ -31,28 +31,19 @@ def main() -> None:
 
 def run_unit(plan: dict[str, Any], number: int) -> tuple[float, float]:
     """Fetch the pictures of a URL file and commit them as a shard."""
-    from shards.storage import LocalStorage
-    from shards.writer import write_shard
     from xmodal.crawl.config import FetchConfig
     from xmodal.crawl.pictures import PictureConfig
-    from xmodal.labelling import _drain
+    from xmodal.crawl.politeness import PolitenessConfig
+    from xmodal.labelling.config import LabelConfig
+    from xmodal.labelling.task import UnitJob, label_unit
     from xmodal.posts.post import parse_post
     from xmodal.posts.readers import PostRecord
-    from xmodal.unit import unit_samples
 
-    start = time.time()
     with open(plan["url_files"][number]) as file:
         urls = file.read().splitlines()
-    records = [
-        PostRecord(line=line, post=parse_post({"id": f"{line:08d}", "text": "fine", "media": [url]}))
-        for line, url in enumerate(urls)
-    ]
-    failures: list[dict[str, Any]] = []
-    samples = unit_samples(
-        records,
-        labels=lambda: [(0.1, 0.2, 0.7)] * len(records),
-        teacher={"name": "vader", "revision": "3.3.2"},
-        base_url=None,
+    config = LabelConfig(
+        posts="posts.jsonl",
+        dataset=plan["output"],
         fetch=FetchConfig(
             allow_networks=["127.0.0.0/8"],
             max_tries=plan["tries"],
@@ -61,11 +52,18 @@ def run_unit(plan: dict[str, Any], number: int) -> tuple[float, float]:
             total_seconds=plan["timeout"],
         ),
         pictures=PictureConfig(**PICTURES[plan["case"]]),
-        keep_text=False,
-        commit_outages=True,
-        shard_failures=failures,
+        politeness=PolitenessConfig(requests_per_second=0, max_concurrent=0),  # img2dataset has no limits a host
     )
-    write_shard(LocalStorage(plan["output"], create=True), f"{number:06d}", _drain(samples), failures)
+    start = time.time()
+    records = [
+        PostRecord(line=line, post=parse_post({"id": f"{line:08d}", "text": "fine", "media": [url]}))
+        for line, url in enumerate(urls)
+    ]
+    job = UnitJob(number=number, records=records)
+    teacher = {"name": "vader", "revision": "3.3.2"}
+    label_unit(
+        config, plan["output"], job, labels=lambda: [(0.1, 0.2, 0.7)] * len(records), teacher=teacher, keeper=None
+    )
     return start, time.time()
 
 
