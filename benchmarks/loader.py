@@ -27,6 +27,7 @@ from typing import Any
 import loader_pictures
 import report_file
 from loader_process import Plan
+from peers_environment import FOLDER, environment_of_peers, versions_of_peers
 
 HERE = Path(__file__).resolve().parent
 OURS, PEERS = ("xmodal", "decode"), ("webdataset", "mosaicml-streaming")
@@ -46,7 +47,10 @@ def main() -> None:
     """Run all rounds and print (and write) what came out."""
     arguments = parse_arguments()
     names = arguments.contenders
-    peers = environment_of_peers(Path(arguments.peers_environment)) if set(names) & set(PEERS) else None
+    peers = None
+    if set(names) & set(PEERS):
+        same = {name: importlib.metadata.version(name) for name in SAME_IN_BOTH}
+        peers = environment_of_peers(Path(arguments.peers_environment), PINS | same)
     results: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     works = []
     for size in arguments.sizes:
@@ -77,30 +81,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--workers", type=int, default=2, help="processes of each contender")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument(
-        "--peers-environment", default=str(HERE.parent / ".peers-venv"), help="folder of the peers' environment"
-    )
+    parser.add_argument("--peers-environment", default=str(FOLDER / "loader"), help="folder of the peers' environment")
     return parser.parse_args()
-
-
-def environment_of_peers(folder: Path) -> Path:
-    """The python of the environment in which the pins are installed; it is made where it is not there."""
-    versions = PINS | {name: importlib.metadata.version(name) for name in SAME_IN_BOTH}
-    pins = [f"{name}=={version}" for name, version in versions.items()]
-    python, stamp = folder / "bin" / "python", folder / "installed-pins.txt"
-    if not stamp.exists() or stamp.read_text().splitlines() != pins:
-        print(f"installing {', '.join(pins)} into {folder} (some minutes)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *pins], check=True)
-        stamp.write_text("".join(f"{pin}\n" for pin in pins))
-    return python
-
-
-def versions_of_peers(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
-    """What is installed there."""
-    code = "import importlib.metadata, json, sys\n"
-    code += "print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:]}))"
-    return json.loads(subprocess.check_output([str(python), "-c", code, *packages]))
 
 
 def make_plan(arguments: argparse.Namespace, size: str, folder: str) -> Plan:

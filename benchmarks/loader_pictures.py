@@ -71,16 +71,17 @@ def _write_view(storage: LocalStorage, folder: Path) -> None:
 
 def _photos(width: int, height: int) -> list[bytes]:
     generator = np.random.default_rng([width, height])
-    return [_jpeg(_photo(width, height, generator), int(generator.integers(85, 91))) for _ in range(NUM_DISTINCT)]
+    return [jpeg(photo(width, height, generator), int(generator.integers(85, 91))) for _ in range(NUM_DISTINCT)]
 
 
-def _jpeg(image: Image.Image, quality: int) -> bytes:
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    """Encoded."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
-def _photo(width: int, height: int, generator: np.random.Generator) -> Image.Image:
+def photo(width: int, height: int, generator: np.random.Generator) -> Image.Image:
     """Overlapping shapes, each of another colour and more or less textured, in uneven light."""
     colours = Image.new("RGB", (width, height), _colour(generator))
     strengths = Image.new("L", (width, height), int(generator.integers(256)))

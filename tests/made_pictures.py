@@ -22,6 +22,16 @@ def pixels(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
     return image
 
 
+def textured(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
+    """As `pixels`, with detail of every scale: what is smooth is near to many another hash."""
+    random = np.random.default_rng(seed)
+    image = pixels(width, height, seed)
+    for cells in (8, 16, 32, 64, 128):
+        grain = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        image = Image.blend(image, grain.resize((width, height), Image.Resampling.BICUBIC), 0.25)
+    return image
+
+
 def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, file_format, **options)

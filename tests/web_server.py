@@ -1,4 +1,4 @@
-"""A real HTTP server on 127.0.0.1 that answers as badly as the hosts do on which pictures of posts lie."""
+"""A real HTTP server on loopback that answers as badly as the hosts do on which pictures of posts lie."""
 
 import gzip
 import threading
@@ -14,17 +14,17 @@ Answer = Callable[["_Handler"], None]
 class WebServer:
     """Answers each path as told; counts the requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         self.requests: Counter[str] = Counter()
         """Path → how many requests for it came in."""
         self.open_requests = self.most_open_requests = 0
         self.stopping = threading.Event()
         self._answers: dict[str, Answer] = {}
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server((address, 0), _Handler)
         self._server.owner = self
         self.port = self._server.server_address[1]
-        self.base_url = f"http://127.0.0.1:{self.port}/"
+        self.base_url = f"http://{address}:{self.port}/"
 
     def answer(self, path: str, answer: Answer) -> str:
         """Answer `path` (without its leading slash) like this from now on. Returns its URL."""
@@ -69,9 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[WebServer]:
+def serving(address: str = "127.0.0.1") -> Iterator[WebServer]:
     """A server on a free port for as long as the block lasts."""
-    server = WebServer()
+    server = WebServer(address)
     thread = threading.Thread(target=server._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -127,9 +127,7 @@ def chunked(body: bytes, chunk: int = 1 << 14) -> Answer:
 
 
 def gzipped(body: bytes) -> Answer:
-    packed = gzip.compress(body)
-    fields = {"Content-Type": "image/jpeg", "Content-Encoding": "gzip", "Content-Length": str(len(packed))}
-    return lambda handler: _send(handler, 200, fields, packed)
+    return encoded(gzip.compress(body), "gzip")
 
 
 def declared(num_bytes: int, body: bytes) -> Answer:
@@ -170,6 +168,44 @@ def trickle(body: bytes) -> Answer:
                 return
 
     return send
+
+
+def endless(handler: _Handler) -> None:
+    """A body that has no length and no end."""
+    handler.send_head(200, {"Content-Type": "image/jpeg", "Connection": "close"})
+    piece = bytes(1 << 20)
+    while not handler.server.owner.stopping.is_set():
+        handler.wfile.write(piece)
+
+
+def long_header(num_bytes: int) -> Answer:
+    """A header line that goes on and on."""
+
+    def send(handler: _Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        for _ in range(num_bytes // 1000):
+            handler.wfile.write(b"a" * 1000)
+        handler.close_connection = True
+
+    return send
+
+
+def many_headers(num_headers: int) -> Answer:
+    """Header after header."""
+
+    def send(handler: _Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(num_headers):
+            handler.wfile.write(b"X-%d: a\r\n" % number)
+        handler.close_connection = True
+
+    return send
+
+
+def encoded(body: bytes, encoding: str) -> Answer:
+    """A body that was packed before."""
+    fields = {"Content-Type": "image/jpeg", "Content-Encoding": encoding, "Content-Length": str(len(body))}
+    return lambda handler: _send(handler, 200, fields, body)
 
 
 def after(seconds: float, answer: Answer) -> Answer:

@@ -1,7 +1,9 @@
 import asyncio
+import random
 import socket
 import time
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -309,3 +311,152 @@ def test_as_many_redirects_are_followed_as_the_config_says(server, max_redirects
     url = server.answer("first.jpg", web.redirect("/second.jpg"))
     result = fetch_one(url, replace(CONFIG, max_redirects=max_redirects))
     assert (result.picture is not None) == followed
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_fetched"),
+    [
+        (["noai"], False),
+        (["noindex, NoImageAI"], False),
+        (["noindex", "xmodal: noai"], False),
+        (["otherbot: noai"], True),
+        (["noindex"], True),
+    ],
+)
+def test_who_opts_out_is_left_out_before_the_body_is_read(server, headers, is_fetched):
+    reached_end = []
+
+    def send(handler):
+        handler.send_response(200)
+        for header in headers:
+            handler.send_header("X-Robots-Tag", header)
+        # More than any buffer on the way holds.
+        handler.send_header("Content-Length", str(30_000_000))
+        handler.end_headers()
+        for _ in range(30):
+            handler.wfile.write(bytes(1_000_000))
+        reached_end.append(True)
+
+    url = server.answer("a.jpg", send)
+    config = replace(CONFIG, max_bytes=30_000_000)
+    expected = FetchResult(url=url, reason="not_an_image" if is_fetched else "opted_out", http_status=200, tries=1)
+    assert fetch_one(url, config) == expected
+    assert bool(reached_end) == is_fetched
+    assert fetch_one(url, replace(config, obey_opt_out=False)).reason == "not_an_image"
+
+
+def test_who_opts_out_where_it_redirects_is_left_out_too(server):
+    server.answer("b.jpg", web.content(JPEG))
+
+    def send(handler):
+        handler.send_head(302, {"Location": "/b.jpg", "X-Robots-Tag": "noai", "Content-Length": "0"})
+
+    assert fetch_one(server.answer("a.jpg", send)).reason == "opted_out"
+    assert server.requests == {"/a.jpg": 1}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        web.gzipped(JPEG),
+        web.encoded(zlib.compress(JPEG), "deflate"),
+        web.encoded(zlib.compress(JPEG, wbits=-15), "deflate"),
+        web.encoded(JPEG, "identity"),
+        web.encoded(JPEG, "aws-chunked"),
+        web.encoded(JPEG, "gzip"),
+    ],
+    ids=["gzip", "zlib", "deflate", "identity", "one that S3 leaves there", "gzip that is none"],
+)
+def test_a_packed_body_is_unpacked_and_the_content_decides_whether_it_was_one(server, answer):
+    result = fetch_one(server.answer("a.jpg", answer))
+    assert result.picture
+    assert result.picture.content == JPEG
+
+
+def test_no_packed_body_is_asked_for(server):
+    asked = []
+
+    def note(handler):
+        asked.append(handler.headers["Accept-Encoding"])
+        web.content(JPEG)(handler)
+
+    fetch_one(server.answer("a.jpg", note))
+    assert asked == ["identity"]
+
+
+def test_between_two_tries_it_waits_as_drawn(server, monkeypatch):
+    monkeypatch.setattr(random, "random", lambda: 0.9)
+    url = server.answer("a.jpg", web.in_turn(web.status(500), web.status(500), web.content(JPEG)))
+    start = time.monotonic()
+    assert fetch_one(url, replace(CONFIG, backoff_seconds=10, max_backoff_seconds=0.4)).picture
+    assert time.monotonic() - start >= 2 * 0.9 * 0.4
+
+
+def test_a_picture_has_so_much_time_for_all_of_its_tries(server):
+    url = server.answer("a.jpg", web.hang)
+    start = time.monotonic()
+    result = fetch_one(url, replace(CONFIG, max_tries=1000, total_seconds=0.5, max_seconds_per_picture=1.2))
+    assert (result.reason, result.retryable) == ("timeout", True)
+    assert 2 <= result.tries <= 4
+    assert 1.2 <= time.monotonic() - start < 10
+
+
+def test_a_server_that_says_nothing_is_given_up_before_the_time_of_a_try(server):
+    url = server.answer("a.jpg", web.hang)
+    start = time.monotonic()
+    assert fetch_one(url, replace(CONFIG, max_tries=1, idle_seconds=0.5, total_seconds=60)).reason == "timeout"
+    assert time.monotonic() - start < 20
+
+
+def test_a_slow_chain_of_redirects_has_the_time_of_one_try(server):
+    for number in range(5):
+        server.answer(f"{number}.jpg", web.after(0.5, web.redirect(f"/{number + 1}.jpg")))
+    result = fetch_one(server.base_url + "0.jpg", replace(CONFIG, max_tries=1, total_seconds=1.2))
+    assert (result.reason, result.tries) == ("timeout", 1)
+    assert server.requests.total() < 5
+
+
+def test_pictures_behind_a_slow_one_wait_on_disk_and_come_in_order(server, monkeypatch):
+    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 3 * len(JPEG))
+    urls = [server.answer("slow.jpg", web.after(1, web.content(JPEG)))]
+    pictures = [made.jpeg(seed=number) for number in range(20)]
+    urls += [server.answer(f"{number}.jpg", web.content(picture)) for number, picture in enumerate(pictures)]
+    results = fetch(urls)
+    assert [result.picture.content for result in results] == [JPEG, *pictures]
+
+
+def test_by_the_header_alone_a_picture_is_kept_unread(server):
+    cut_off = made.jpeg(400, 300)[:-300]
+    config = PictureConfig(check="header", hashes=False)
+
+    async def collect() -> list[FetchResult]:
+        return [result async for result in fetch_in_order(urls, CONFIG, config, OpenGate())]
+
+    urls = [server.answer("a.jpg", web.content(cut_off)), server.answer("b.jpg", web.content(made.HTML))]
+    kept, refused = asyncio.run(collect())
+    assert (kept.picture.content, kept.picture.width, kept.picture.sha256) == (cut_off, 400, "")
+    assert refused.reason == "not_an_image"
+
+
+@pytest.mark.parametrize(
+    "contact", ["https://example.org/crawl", "http://example.org:8080/~me/?a=b&c=d", "crawl@example.org", "a+b@c-d.org"]
+)
+def test_a_contact_is_a_web_page_or_a_mail_address(contact):
+    assert FetchConfig(contact=contact).user_agent == f"xmodal/{xmodal.__version__} (+{contact})"
+
+
+@pytest.mark.parametrize(
+    "contact",
+    [
+        *("me", "https://", "ftp://example.org", "a b@example.org", "https://example.org/ and more", "a@b@c"),
+        *("https://example.org\r\nX-Evil: 1", "a@b\n", "https://example.org/)", "https://example.org/(", "a@b\\"),
+        *("https://ex\u00e4mple.org", "a@b\x00", "a@b\x7f"),
+    ],
+)
+def test_a_contact_that_would_break_the_header_is_refused(contact):
+    with pytest.raises(ConfigError, match="contact: "):
+        FetchConfig(contact=contact)
+
+
+def test_without_a_contact_the_user_agent_is_the_name_alone():
+    assert FetchConfig().user_agent == f"xmodal/{xmodal.__version__}"

@@ -8,7 +8,8 @@ from PIL import Image
 
 from shards.decode import decode_rgb
 from shards.errors import ConfigError
-from xmodal.crawl.pictures import PictureConfig, RefusedPictureError, check_picture, pdq_hash
+from xmodal.crawl.perceptual_hash import pdq_hash
+from xmodal.crawl.pictures import PictureConfig, RefusedPictureError, check_header, check_picture
 
 CONFIG = PictureConfig(max_side=256)
 
@@ -234,6 +235,104 @@ def test_pictures_with_changed_bytes_are_kept_or_refused_and_nothing_else(file_f
     assert reasons <= {"not_an_image", "undecodable", "too_many_pixels", "too_small"}
 
 
+def decodes(content: bytes) -> bool:
+    """Whether Pillow makes all pixels of a JPEG."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            image.load()
+    except Exception:  # noqa: BLE001  whatever it trips over
+        return False
+    return True
+
+
+def is_kept(content: bytes, config: PictureConfig) -> bool:
+    try:
+        check_picture(content, config)
+    except RefusedPictureError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_jpeg_of_which_few_pixels_are_made_is_refused_where_all_of_them_could_not_be(options, hashes):
+    # Only what is needed is turned into pixels, but all is read: damage anywhere is found all the same.
+    whole = made.jpeg(1200, 900, **options)
+    config = PictureConfig(hashes=hashes, max_side=0, min_side=1)
+    random = np.random.default_rng(5)
+    variants = [whole[:length] for length in random.integers(700, len(whole), 60)]
+    for _ in range(150):
+        changed = bytearray(whole)
+        for place in random.integers(0, len(whole), random.integers(1, 30)):
+            changed[place] = random.integers(256)
+        # Not the size in its header: it would be another picture.
+        changed[:700] = whole[:700]
+        variants.append(bytes(changed))
+    outcomes = [decodes(content) for content in variants]
+    assert [is_kept(content, config) for content in variants] == outcomes
+    assert set(outcomes) == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("content", "width", "height"),
+    [
+        (made.jpeg(), 64, 48),
+        (made.jpeg()[:-300], 64, 48),
+        (made.png()[:-100], 64, 48),
+        (made.jpeg(exif=made.turned_exif()), 48, 64),
+        (made.encode(made.pixels(), "WEBP", exif=made.turned_exif()), 48, 64),
+        (made.png(exif=made.turned_exif()), 48, 64),
+    ],
+)
+def test_by_its_header_a_picture_is_kept_as_it_is(content, width, height):
+    config = PictureConfig(check="header", hashes=False)
+    picture = check_header(content, config)
+    assert picture == check_picture(content, config)
+    assert (picture.content, picture.width, picture.height) == (content, width, height)
+    assert (picture.sha256, picture.pdq) == ("", "")
+
+
+def test_by_its_header_it_is_refused_for_what_that_says():
+    config = PictureConfig(check="header", hashes=False)
+    for content, reason in ((b"", "empty"), (made.HTML, "not_an_image"), (made.png(1, 1), "too_small")):
+        with pytest.raises(RefusedPictureError, match=reason):
+            check_header(content, config)
+
+
+def test_what_is_encoded_anew_is_decoded_whatever_the_check():
+    config = PictureConfig(check="header", hashes=False, max_side=256)
+    assert check_header(made.jpeg(600, 300), config) is None
+    assert check_picture(made.jpeg(600, 300), config).width == 256
+    assert refusal(made.jpeg(600, 300)[:-300], config) == "undecodable"
+
+
+def test_without_hashes_a_picture_is_decoded_all_the_same():
+    config = PictureConfig(hashes=False)
+    picture = check_picture(made.jpeg(), config)
+    assert (picture.sha256, picture.pdq) == ("", "")
+    assert refusal(made.jpeg()[:-300], config) == "undecodable"
+    assert refusal(made.png()[:-100], config) == "undecodable"
+
+
+def test_hashes_by_the_header_alone_are_refused():
+    with pytest.raises(ConfigError, match="check: 'header' needs hashes: false"):
+        PictureConfig(check="header")
+
+
+@pytest.mark.parametrize("size", [(1999, 1001), (1001, 1999), (513, 512), (4096, 301), (600, 450)])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_picture_that_is_scaled_down_keeps_its_shape_and_its_look(size, file_format):
+    config = PictureConfig(max_side=512, min_side=1)
+    image = made.pixels(*size)
+    picture = check_picture(made.encode(image, file_format), config)
+    factor = 512 / max(size)
+    expected = (round(size[0] * factor), round(size[1] * factor))
+    assert (picture.width, picture.height) == expected
+    seen = np.asarray(reopened(picture.content), dtype=float)
+    wanted = np.asarray(image.resize(expected, Image.Resampling.BOX), dtype=float)
+    assert np.abs(seen - wanted).mean() < 4
+
+
 def test_the_limits_are_those_of_the_config():
     assert refusal(made.jpeg(64, 48), PictureConfig(max_pixels=64 * 48 - 1)) == "too_many_pixels"
     assert refusal(made.jpeg(64, 48), PictureConfig(min_side=49)) == "too_small"
@@ -256,6 +355,14 @@ def test_the_perceptual_hash_is_that_of_the_picture_as_seen():
     turned = check_picture(made.encode(made.pixels(64, 48), "PNG", exif=made.turned_exif()), CONFIG)
     upright = made.pixels(64, 48).transpose(Image.Transpose.ROTATE_270)
     assert bits_apart(turned.pdq, pdq_hash(upright)) == 0
+
+
+@pytest.mark.parametrize("size", [(2000, 1500), (1100, 1000), (600, 450), (64, 48)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 50}], ids=str)
+def test_the_hash_of_a_jpeg_of_which_few_pixels_were_made_is_that_of_the_whole(size, options):
+    for seed in range(5):
+        content = made.encode(made.textured(*size, seed), "JPEG", **options)
+        assert bits_apart(check_picture(content, PictureConfig()).pdq, pdq_hash(decode_rgb(content))) <= 8
 
 
 @pytest.mark.parametrize(
