@@ -1,14 +1,15 @@
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 from xmodal.crawl import gate as gates
 from xmodal.crawl.gate import GateKeeper, SharedGate
-from xmodal.crawl.politeness import HostDownError, PolitenessConfig
+from xmodal.crawl.politeness import HostConfig, HostDownError, PolitenessConfig
 
 
-def keeper(**settings: float) -> GateKeeper:
+def keeper(**settings: Any) -> GateKeeper:
     return GateKeeper(PolitenessConfig(**({"requests_per_second": 0.0, "max_concurrent": 0} | settings)))
 
 
@@ -29,6 +30,20 @@ def test_tasks_that_share_a_keeper_share_the_rate_of_a_host():
     sent = asyncio.run(run())
     assert len(sent) == 40
     assert sent[-1] - sent[0] >= 39 / 50 - 0.05
+
+
+def test_a_host_may_have_limits_of_its_own():
+    own = HostConfig(host="fast", requests_per_second=0, max_concurrent=2)
+
+    async def run() -> None:
+        async with SharedGate(keeper(requests_per_second=0.001, hosts=[own])) as gate:
+            await gate.enter("slow")
+            await asyncio.wait_for(asyncio.gather(gate.enter("fast"), gate.enter("fast")), 5)
+            for host in ("slow", "fast"):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(gate.enter(host), 0.2)
+
+    asyncio.run(run())
 
 
 def test_hosts_do_not_wait_for_each_other():

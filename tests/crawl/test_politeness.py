@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError
-from xmodal.crawl.politeness import HostLimits, Over, PolitenessConfig
+from xmodal.crawl.politeness import HostConfig, HostLimits, Over, PolitenessConfig
 
 UNLIMITED = {"requests_per_second": 0.0, "max_concurrent": 0}
 
@@ -126,6 +126,12 @@ def test_a_host_is_forgotten_only_when_nothing_is_lost():
     assert host.is_idle(1.0)
     fail(host, 1, 1.0)
     assert not host.is_idle(100.0)
+
+
+@pytest.mark.parametrize("host", ["", "https://a.org", "a.org/b", "A.org"])
+def test_what_is_no_hosts_name_is_refused(host):
+    with pytest.raises(ConfigError):
+        HostConfig(host=host, requests_per_second=1, max_concurrent=1)
 
 
 @pytest.mark.parametrize("setting", [{"requests_per_second": -1}, {"max_concurrent": -1}, {"failures_to_open": 0}])

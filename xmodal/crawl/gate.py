@@ -88,7 +88,7 @@ class GateKeeper:
             if len(self._hosts) >= _MOST_HOSTS:
                 now = time.monotonic()
                 self._hosts = {name: state for name, state in self._hosts.items() if not state.is_idle(now)}
-            self._hosts[host] = _Host(self._config)
+            self._hosts[host] = _Host(self._config.of(host))
         return self._hosts[host]
 
     def _hear(self, client: str) -> None:

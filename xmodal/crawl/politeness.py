@@ -6,13 +6,32 @@ it answers again.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from shards.checks import require_range
+from shards.errors import ConfigError
 
 # Permits handed out at a time cover so long: at high rates, one message for each request would cost more than it does.
 _GRANT_SECONDS = 0.02
+_OF_HOST_NAMES = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-:_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostConfig:
+    """The limits of one host that differ from those of the others."""
+
+    host: str
+    """Its name as it stands in URLs, such as `pbs.twimg.com`."""
+    requests_per_second: float
+    """Of this host, all fetching tasks together; 0 for no limit."""
+    max_concurrent: int
+    """Requests under way at this host, all fetching tasks together; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        require_range(self, "requests_per_second", "max_concurrent", least=0)
+        if not self.host or not set(self.host) <= _OF_HOST_NAMES:
+            raise ConfigError("host", self.host, "must be a host's name in small letters, without scheme and path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +43,8 @@ class PolitenessConfig:
     before they answer slowly, and many a crawler's account was suspended."""
     max_concurrent: int = 16
     """Requests under way at one host, all fetching tasks together; 0 for no limit."""
+    hosts: list[HostConfig] = field(default_factory=list)
+    """Hosts with limits of their own, each with `host`, `requests_per_second` and `max_concurrent`."""
     max_pause_seconds: float = 120.0
     """Longest pause (`Retry-After`) that is waited for. While a host asks for a longer one, its pictures are failures
     that can be retried."""
@@ -39,7 +60,17 @@ class PolitenessConfig:
     @property
     def has_limits(self) -> bool:
         """Whether tasks have to agree with each other before they ask a host."""
-        return self.requests_per_second > 0 or self.max_concurrent > 0
+        limits = [(one.requests_per_second, one.max_concurrent) for one in self.hosts]
+        return any(map(any, [*limits, (self.requests_per_second, self.max_concurrent)]))
+
+    def of(self, host: str) -> "PolitenessConfig":
+        """That of one host."""
+        for own in self.hosts:
+            if own.host == host:
+                return replace(
+                    self, requests_per_second=own.requests_per_second, max_concurrent=own.max_concurrent, hosts=[]
+                )
+        return self
 
 
 class HostDownError(Exception):
