@@ -43,7 +43,7 @@ class ClassifierTeacher:
             precision, device=self._device, has_bf16=precision == "auto" and computes_in_bf16(self._device)
         )
         self._of_model = f"teacher.model: {model}"
-        self._max_tokens_per_batch = max_tokens_per_batch or TOKENS_PER_BATCH[self._device]
+        self.max_tokens_per_batch = max_tokens_per_batch or TOKENS_PER_BATCH[self._device]
         is_folder = os.path.isdir(model)
         if is_folder and revision is not None:
             raise UserError(
@@ -116,7 +116,7 @@ class ClassifierTeacher:
     def _label_distinct(self, texts: Sequence[str]) -> list[SoftLabel]:
         tokens = self.tokenise(texts)
         probabilities = np.empty((len(texts), len(CLASSES)), dtype=np.float32)
-        for batch in token_batches([len(ids) for ids in tokens], self._max_tokens_per_batch):
+        for batch in token_batches([len(ids) for ids in tokens], self.max_tokens_per_batch):
             ids, mask = padded([tokens[place] for place in batch], self._tokenizer.pad_token_id)
             with torch.inference_mode():
                 logits = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).logits
