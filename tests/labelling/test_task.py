@@ -64,12 +64,17 @@ def test_the_source_works_ahead_so_far_and_no_further(num_taken):
 def test_who_stops_early_closes_the_source_and_leaves_no_thread(num_taken):
     source = Source()
     before = threading.active_count()
-    with pytest.raises(OSError, match="disk full"), drained(source.numbers()) as items:
-        for _ in range(num_taken):
-            next(items)
-        while not source.num_made:
-            time.sleep(0.01)
-        raise OSError("disk full")
+
+    def write() -> None:
+        with drained(source.numbers()) as items:
+            for _ in range(num_taken):
+                next(items)
+            while not source.num_made:
+                time.sleep(0.01)
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
     assert source.is_closed
     assert threading.active_count() == before
 
