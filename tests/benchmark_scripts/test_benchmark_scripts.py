@@ -87,3 +87,22 @@ def test_the_benchmark_of_loaders_checks_and_writes_its_report_without_the_peers
     assert "384 images a round" in report["work"]
     assert not any(name.startswith("peers") for name in report["versions"])
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_benchmark_of_crawling_checks_and_writes_its_report_without_the_peer(tmp_path):
+    environment = tmp_path / "peers"
+    options = ["--contenders", "xmodal", "--cases", "originals", "checked", "--num-urls", "80"]
+    report = run("crawl.py", tmp_path, *options, "--peers-environment", str(environment))
+    assert list(report["results"]) == ["xmodal"]
+    figures = report["results"]["xmodal"]
+    assert list(figures) == [
+        f"{figure}_{case}"
+        for case in ("originals", "checked")
+        for figure in ("images_per_second", "cpu_seconds_per_1000_images", "peak_mib")
+    ]
+    assert {len(values) for values in figures.values()} == {5}
+    assert min(figures["images_per_second_originals"]) > 0
+    assert min(figures["peak_mib_checked"]) > 0
+    assert report["ratios"] == {}
+    assert not any(name.startswith("peers") for name in report["versions"])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

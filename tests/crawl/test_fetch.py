@@ -460,3 +460,20 @@ def test_a_contact_that_would_break_the_header_is_refused(contact):
 
 def test_without_a_contact_the_user_agent_is_the_name_alone():
     assert FetchConfig().user_agent == f"xmodal/{xmodal.__version__}"
+
+
+def test_what_is_fetched_faster_than_it_is_taken_waits_for_that_and_goes_through_no_disk(server, monkeypatch):
+    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 40 * len(JPEG))
+    url = server.answer("a.jpg", web.content(JPEG))
+
+    async def requests_of_the_slow() -> int:
+        results = fetch_in_order([url] * 500, replace(CONFIG, max_concurrent=4), PICTURES, OpenGate())
+        assert (await anext(results)).picture
+        await asyncio.sleep(2)
+        num_requests = server.requests.total()
+        assert [result.picture.content async for result in results] == [JPEG] * 499
+        return num_requests
+
+    # Half of the memory, and what was under way.
+    assert asyncio.run(requests_of_the_slow()) <= 20 + 2 * 4
+    assert server.requests.total() == 500

@@ -3,8 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import aiohttp
@@ -58,13 +59,15 @@ async def fetch_in_order(
     running: set[_Fetching] = set()
     try:
         async with open_session(config) as session:
-            fetcher = _Fetcher(session, config, pictures, gate, decoders)
+            room = _Room(spool)
+            fetcher = _Fetcher(session, config, pictures, gate, decoders, room)
             begun = asyncio.Semaphore(_BEGUN_PER_SLOT * config.max_concurrent)
 
             async def fetch(url: str) -> Callable[[], FetchResult]:
                 try:
                     return _spooled(await fetcher.fetch(url), spool)
                 finally:
+                    room.update()
                     begun.release()
 
             async def begin() -> None:
@@ -78,8 +81,15 @@ async def fetch_in_order(
 
             beginning = asyncio.create_task(begin())
             try:
-                while (task := await waiting.get()) is not None:
-                    yield (await task)()
+                while True:
+                    with room.of_a_slow_one():
+                        task = await waiting.get()
+                        if task is None:
+                            return
+                        take = await task
+                    result = take()
+                    room.update()
+                    yield result
             finally:
                 unfinished = [beginning, *running]
                 for one in unfinished:
@@ -88,6 +98,41 @@ async def fetch_in_order(
     finally:
         decoders.shutdown(wait=False, cancel_futures=True)
         spool.close()
+
+
+class _Room:
+    """Whether more may be fetched: as long as there is memory; and, on to the disk, while all wait for a slow one.
+
+    So what is fetched faster than it is taken from here goes through no disk.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._is_waited = False
+        self._is_there = asyncio.Event()
+        self.update()
+
+    async def wait(self) -> None:
+        """Wait until more may be fetched."""
+        await self._is_there.wait()
+
+    def update(self) -> None:
+        """To be called when the spool has changed."""
+        if self._is_waited or not self._spool.is_full:
+            self._is_there.set()
+        else:
+            self._is_there.clear()
+
+    @contextmanager
+    def of_a_slow_one(self) -> Iterator[None]:
+        """While the next result is waited for."""
+        self._is_waited = True
+        self.update()
+        try:
+            yield
+        finally:
+            self._is_waited = False
+            self.update()
 
 
 def _spooled(result: FetchResult, spool: Spool) -> Callable[[], FetchResult]:
@@ -118,9 +163,10 @@ class _Fetcher:
         pictures: PictureConfig,
         gate: HostGate,
         decoders: ThreadPoolExecutor,
+        room: _Room,
     ) -> None:
         self._session, self._config, self._pictures, self._gate = session, config, pictures, gate
-        self._decoders = decoders
+        self._decoders, self._room = decoders, room
         self._slots = asyncio.Semaphore(config.max_concurrent)
 
     async def fetch(self, url: str) -> FetchResult:
@@ -184,6 +230,11 @@ class _Fetcher:
         try:
             # Taken after the gate, so that pictures that wait for a slow host keep none of the others from theirs.
             await self._slots.acquire()
+            try:
+                await self._room.wait()
+            except asyncio.CancelledError:
+                self._slots.release()
+                raise
         except asyncio.CancelledError:
             await self._gate.leave(host, answered=None)
             raise

@@ -13,6 +13,11 @@ class Spool:
         self._memory_bytes = self._file_end = self._num_in_file = 0
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by `close`
 
+    @property
+    def is_full(self) -> bool:
+        """Whether what comes next may go to disk."""
+        return self._memory_bytes >= self._max_memory_bytes // 2 or self._num_in_file > 0
+
     def put(self, content: bytes) -> Callable[[], bytes]:
         """Keep a content; returns what takes it back."""
         if self._memory_bytes + len(content) <= self._max_memory_bytes:

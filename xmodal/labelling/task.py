@@ -1,9 +1,10 @@
 """What one Ray task does: fetch a unit's pictures while the teacher reads its texts, and commit its shard."""
 
 import asyncio
+import queue
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,6 +20,9 @@ from xmodal.labels import SoftLabel
 from xmodal.posts.readers import PostRecord
 
 T = TypeVar("T")
+
+# Samples that may be there before they are written; few enough that their pictures take little memory.
+_AHEAD = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,30 +125,53 @@ async def _within_gate(gate: SharedGate, samples: AsyncIterator[Sample]) -> Asyn
 
 @contextmanager
 def drained(source: AsyncIterator[T]) -> Iterator[Iterator[T]]:
-    """An async iterator as a plain one. Its event loop runs in a thread of its own, and so works ahead meanwhile."""
+    """An async iterator as a plain one. Its event loop runs in a thread of its own, and works up to `_AHEAD` ahead.
+
+    The two threads meet once in many items: a thread that waits for another one's turn at the interpreter may wait for
+    milliseconds.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="event-loop", daemon=True)
     thread.start()
+    items: queue.SimpleQueue[tuple[T, ...]] = queue.SimpleQueue()
+    room = asyncio.Semaphore(_AHEAD)
 
-    def await_(coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
-
-    async def following() -> tuple[T, ...]:
+    async def pump() -> None:
         try:
-            return (await anext(source),)
-        except StopAsyncIteration:
-            return ()
+            async for item in source:
+                await room.acquire()
+                items.put((item,))
+        finally:
+            items.put(())
+            if aclose := getattr(source, "aclose", None):
+                await aclose()
 
-    def items() -> Iterator[T]:
-        while item := await_(following()):
+    def make_room() -> None:
+        for _ in range(_AHEAD // 2):
+            room.release()
+
+    def taken() -> Iterator[T]:
+        num_taken = 0
+        while item := items.get():
             yield item[0]
+            num_taken += 1
+            if num_taken % (_AHEAD // 2) == 0:
+                loop.call_soon_threadsafe(make_room)
+        pumping.result()
 
+    pumping = asyncio.run_coroutine_threadsafe(pump(), loop)
     try:
-        yield items()
+        yield taken()
     finally:
-        if aclose := getattr(source, "aclose", None):
-            await_(aclose())
-        await_(loop.shutdown_default_executor())
+        pumping.cancel()
+        asyncio.run_coroutine_threadsafe(_end_tasks(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _end_tasks() -> None:
+    """Wait for all tasks of this loop to end; they have been cancelled, or are done."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_default_executor()
