@@ -90,6 +90,8 @@ def test_the_student_learns(small_view, tmp_path):
 
 
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(small_view, tmp_path):
+    # A killed rank gives back no shared memory that still has a name.
+    shared_memory = set(os.listdir("/dev/shm"))
     more = ("--epochs=3", "--deepspeed=configs/deepspeed/zero2.json")
     unbroken = tmp_path / "unbroken"
     assert launch("python", settings(small_view, unbroken, *more)).returncode == 0
@@ -98,6 +100,8 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(small_view, tmp_pat
     done = launch("python", settings(small_view, broken, *more))
     assert done.returncode == 0, done.stdout
     assert "resuming at step" in done.stdout
+    left = set(os.listdir("/dev/shm")) - shared_memory
+    assert not [name for name in left if name.startswith("deepspeed")]
     assert losses(broken) == losses(unbroken)
     assert (broken / "student" / "model.safetensors").read_bytes() == (
         unbroken / "student" / "model.safetensors"
