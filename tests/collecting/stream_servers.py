@@ -62,9 +62,7 @@ class Feed:
             self.open_streams += 1
             self._changed.notify_all()
         while left and not self.stopping.is_set():
-            with self._changed:
-                self._changed.wait_for(lambda: len(self.events) > place or self.stopping.is_set(), KEEP_ALIVE_SECONDS)
-                event = self.events[place] if len(self.events) > place else None
+            event = self._event(place)
             if self.silent:
                 self.stopping.wait(30)
             elif event is None:
@@ -72,6 +70,12 @@ class Feed:
             else:
                 place, left = place + 1, left - 1
                 yield event
+
+    def _event(self, place: int) -> dict[str, Any] | None:
+        """The event at a place of the stream; None if there is none within the time between two keep-alives."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self.events) > place or self.stopping.is_set(), KEEP_ALIVE_SECONDS)
+            return self.events[place] if len(self.events) > place else None
 
 
 class HttpService:

@@ -135,19 +135,17 @@ def test_an_answer_that_will_not_change_is_the_users_to_mend(source, service, tm
         collecting.run(source, service.url, tmp_path)
 
 
-def test_a_token_that_is_revoked_costs_nothing_of_what_came_before(tmp_path):
-    service = stream_servers.SERVICES["x"]()
+@pytest.mark.parametrize("source", ["x"])
+def test_a_token_that_is_revoked_costs_nothing_of_what_came_before(source, service, tmp_path):
     service.feed.drop_after = [2]
-    try:
-        service.feed.refusals = []
-        with publishing(
-            service, lambda: (service.feed.refusals.append((401, {})), service.feed.publish(*events("x", 1, 2)))
-        ):
-            with pytest.raises(UserError, match="401"):
-                collecting.run("x", service.url, tmp_path, files={"flush_seconds": 60.0})
-    finally:
-        service.close()
-    assert collected(tmp_path) == ids("x", 1, 2)
+
+    def revoke():
+        service.feed.refusals.append((401, {}))
+        service.feed.publish(*events(source, 1, 2))
+
+    with publishing(service, revoke), pytest.raises(UserError, match="401"):
+        collecting.run(source, service.url, tmp_path, files={"flush_seconds": 60.0})
+    assert collected(tmp_path) == ids(source, 1, 2)
 
 
 def test_files_end_by_the_number_of_their_posts(source, service, tmp_path):
@@ -267,7 +265,7 @@ def test_a_folder_serves_one_source_and_one_process(source, service, tmp_path):
     with publishing(service, events(source, 1)):
         collecting.run(source, service.url, tmp_path, max_posts=1)
     with pytest.raises(UserError, match="holds a collection from bluesky"):
-        collecting.run("x", service.url, tmp_path)
+        collecting.run("x", "http://127.0.0.1:9", tmp_path)
     thread = threading.Thread(target=collecting.run, args=(source, service.url, tmp_path), kwargs={"max_seconds": 3.0})
     thread.start()
     service.feed.wait_for_streams(2)

@@ -10,9 +10,10 @@ from xmodal.collecting.refusals import raise_for_status
 
 
 class WatchedSession(requests.Session):
-    """Remembers an answer that is an error, for the clients' own errors lack its headers; may move requests elsewhere.
+    """Keeps what its last answer means if that is an error, since the clients' own errors lack the headers.
 
-    `moved`: the address that the client has built in, and the one to ask instead.
+    Some requests of the clients may fail without harm, so only the last one counts. `moved`: the address
+    that the client has built in, and the one to ask instead.
     """
 
     def __init__(self, *, token_variable: str, timeout: float, moved: tuple[str, str] | None = None) -> None:
@@ -24,6 +25,7 @@ class WatchedSession(requests.Session):
         """As requests does it. Raises what a bad answer means, and keeps it as `refusal`."""
         if self._moved and url.startswith(self._moved[0]):
             url = self._moved[1].rstrip("/") + url.removeprefix(self._moved[0])
+        self.refusal = None
         kwargs["timeout"] = self._timeout
         answer = super().request(method, url, *args, **kwargs)
         try:

@@ -29,9 +29,11 @@ TAG = "xmodal"
 _TWEEPYS_ADDRESS = "https://api.twitter.com"
 
 # What the paper asked for.
-_EXPANSIONS = ["attachments.media_keys", "referenced_tweets.id", "author_id"]
-_MEDIA_FIELDS = ["url", "type", "media_key"]
-_TWEET_FIELDS = ["lang", "created_at", "id", "text", "note_tweet", "referenced_tweets"]
+_WANTED = {
+    "expansions": ["attachments.media_keys", "referenced_tweets.id", "author_id"],
+    "media_fields": ["url", "type", "media_key"],
+    "tweet_fields": ["lang", "created_at", "id", "text", "note_tweet", "referenced_tweets"],
+}
 
 
 class XStream:
@@ -47,11 +49,7 @@ class XStream:
         client.session = WatchedSession(
             token_variable=X_TOKEN, timeout=self._stall_seconds, moved=(_TWEEPYS_ADDRESS, self._config.endpoint)
         )
-        wanted: dict[str, Any] = {
-            "expansions": _EXPANSIONS,
-            "media_fields": _MEDIA_FIELDS,
-            "tweet_fields": _TWEET_FIELDS,
-        }
+        wanted: dict[str, Any] = dict(_WANTED)
         minutes = self._backfill_minutes(cursor)
         if minutes:
             wanted["backfill_minutes"] = minutes
