@@ -14,6 +14,7 @@ from xmodal.collecting.collect import CollectConfig, CollectSummary, collect
 from xmodal.collecting.files import FilesConfig
 from xmodal.collecting.reconnect import ReconnectConfig
 from xmodal.collecting.services import BlueskyConfig, MastodonConfig, XConfig
+from xmodal.posts.compressed import open_posts
 from xmodal.posts.readers import read_posts
 from xmodal.posts.selection import SelectConfig
 
@@ -44,9 +45,9 @@ def run(source: str, url: str, folder: Path, **more: Any) -> CollectSummary:
         "bluesky": BlueskyConfig,
     }
     values = settings(source, url, folder, **more)
-    return collect(
-        CollectConfig(**{name: sections[name](**v) if name in sections else v for name, v in values.items()})
-    )
+    for name in sections.keys() & values.keys():
+        values[name] = sections[name](**values[name])
+    return collect(CollectConfig(**values))
 
 
 def start(tmp_path: Path, config: dict[str, Any], *prefix: str, **variables: str) -> "subprocess.Popen[str]":
@@ -71,13 +72,8 @@ def collected(folder: Path) -> list[str]:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The records of all compressed files of a folder."""
-    import zstandard
-
-    records = []
-    for path in sorted(folder.glob("*.jsonl.zst")):
-        with zstandard.open(path, "rb") as file:
-            records += [json.loads(line) for line in file]
-    return records
+    files = sorted(folder.glob("*.jsonl.zst"))
+    return [json.loads(line) for path in files for line in open_posts(str(path))]
 
 
 def ids(source: str, *numbers: int) -> list[str]:

@@ -254,7 +254,7 @@ def test_a_disconnect_that_x_announces_is_no_end(source, service, tmp_path):
 def test_progress_has_counts_and_no_texts(source, service, tmp_path, caplog):
     caplog.set_level("INFO")
     with publishing(service, events(source, 1, 2)):
-        collecting.run(source, service.url, tmp_path, max_seconds=1.5, progress_seconds=0.2)
+        collecting.run(source, service.url, tmp_path, max_posts=2, progress_seconds=1e-9)
     assert f"{source}: 2 posts" in caplog.text
     assert "good day" not in caplog.text
     assert stream_servers.TOKEN not in caplog.text
