@@ -49,6 +49,12 @@ def test_what_is_selected_of_a_stream_is_written_in_its_order(source, service, t
     assert post.media[0].url.startswith("https://")
 
 
+def test_the_folder_of_a_collection_is_read_as_posts(source, service, tmp_path):
+    with publishing(service, events(source, *range(1, 8))):
+        collecting.run(source, service.url, tmp_path, max_posts=7, files={"posts_per_file": 3})
+    assert [record.post.id for record in read_posts(str(tmp_path))] == ids(source, *range(1, 8))
+
+
 def test_a_cut_connection_costs_no_post_and_doubles_none(source, service, tmp_path):
     service.feed.drop_after = [3, 0, 4]
     # 4 and 5 are published before the stream is cut and never sent by it, 6 and 7 while there is none.
