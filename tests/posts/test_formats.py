@@ -22,11 +22,16 @@ def test_every_record_of_a_service_tells_its_format(name):
     assert {detect_format(record) for record in records(name)} == {name.partition("_")[0]}
 
 
+def test_a_status_of_a_server_that_adds_its_text_is_one():
+    assert {detect_format(record | {"text": "plain"}) for record in records("mastodon_statuses.jsonl")} == {"mastodon"}
+
+
 @pytest.mark.parametrize(
     "record",
     [
         {"id": "1", "text": "a", "media": ["a.jpg"]},
         {"id": "1", "text": "a", "media": ["a.jpg"], "data": "dump", "kind": "post", "post": 5, "author": "ada"},
+        {"id": "1", "text": "a", "media": ["a.jpg"], "data": {}, "meta": {}, "feed": [], "thread": {}, "uri": "a"},
         {},
         [],
         [5],

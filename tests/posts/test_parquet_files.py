@@ -1,3 +1,5 @@
+import os
+import random
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -93,6 +95,19 @@ def test_row_groups_are_read_one_after_another(tmp_path):
     columns = {"id": range(number), "text": ["a"] * number, "media": [["a.jpg"]] * number}
     path = write(tmp_path, columns, row_group_size=700)
     assert told(path) == [(row + 1, str(row)) for row in range(number)]
+
+
+@pytest.mark.parametrize("row_group_size", [1000, None])
+def test_memory_does_not_grow_with_the_file(tmp_path, row_group_size):
+    noise = random.Random(0)
+    texts = [noise.randbytes(500).hex() for _ in range(20_000)]
+    columns = {"id": range(len(texts)), "text": texts, "media": [["a.jpg"]] * len(texts)}
+    path = write(tmp_path, columns, row_group_size=row_group_size, use_dictionary=False)
+    del texts, columns
+    before = most = pa.total_allocated_bytes()
+    for _ in parquet_posts(path):
+        most = max(most, pa.total_allocated_bytes())
+    assert most - before < os.path.getsize(path) / 2
 
 
 def test_a_file_without_the_columns_is_an_error_that_names_them(tmp_path):

@@ -199,6 +199,13 @@ def test_the_first_line_that_is_json_tells_the_format(tmp_path):
     assert [records[0].reason, records[1].post.source] == ["bad_json", "x"]
 
 
+def test_an_empty_page_tells_no_format(tmp_path):
+    page = (SAMPLES / "x_pages.jsonl").read_bytes()
+    records = list(read_posts(write(tmp_path, ".jsonl", b"{}\n[]\n" + page)))
+    assert [record.reason for record in records[:3]] == ["bad_post", "bad_post", None]
+    assert records[2].post.source == "x"
+
+
 @pytest.mark.parametrize("ending", [".json", ".json.gz", ".json.zst"])
 def test_a_json_document_is_one_record_or_a_list_of_them(tmp_path, ending):
     posts = [json.loads(line(number)) for number in range(3)]

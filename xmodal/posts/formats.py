@@ -18,10 +18,14 @@ SERVICES = ("x", "mastodon", "bluesky")
 def detect_format(record: Any) -> PostsFormat:
     """The format of a decoded record, by the fields that only one of them has; `xmodal` if there are none."""
     fields = as_object(record) or as_object((as_list(record) or [None])[0])
+    if {"id", "text", "media"} <= fields.keys():
+        return "xmodal"
     if "content" in fields and ("visibility" in fields or "account" in fields):
         return "mastodon"
     if "payload" in fields and "event" in fields:
         return "mastodon"
+    if {"id", "text"} <= fields.keys():  # asked after Mastodon, since some servers give a status its text besides
+        return "xmodal"
     if {"did", "time_us"} <= fields.keys() or {"uri", "record"} <= fields.keys() or "feed" in fields:
         return "bluesky"
     if isinstance(fields.get("post"), dict) or isinstance(fields.get("thread"), dict) or "posts" in fields:

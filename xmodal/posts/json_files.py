@@ -16,7 +16,7 @@ Found = tuple[int, Post | UnreadablePostError]
 
 
 def json_line_posts(file: BinaryIO, posts_format: PostsFormat) -> Iterator[Found]:
-    """The posts of a file with a record a line. For `auto`, the first line that is JSON tells the format."""
+    """The posts of a file with a record a line. For `auto`, the first that is JSON tells the format."""
     for line, content in _numbered_lines(file):
         if content is None:
             yield line, UnreadablePostError("bad_json", f"line: longer than {MAX_LINE_BYTES} bytes")
@@ -28,9 +28,10 @@ def json_line_posts(file: BinaryIO, posts_format: PostsFormat) -> Iterator[Found
         except (ValueError, RecursionError):
             yield line, UnreadablePostError("bad_json", "line: not JSON in UTF-8")
             continue
-        if posts_format == "auto":
-            posts_format = detect_format(record)
-        for found in record_posts(record, posts_format):
+        known_format = detect_format(record) if posts_format == "auto" else posts_format
+        if record:  # an empty page tells nothing
+            posts_format = known_format
+        for found in record_posts(record, known_format):
             yield line, found
 
 

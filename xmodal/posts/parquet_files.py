@@ -25,7 +25,8 @@ def parquet_posts(path: str) -> Iterator[Found]:
     """
     row = 0
     try:
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+        # Buffered ahead, as by default, all that was read stays in memory until the file is closed.
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
             names = file.schema_arrow.names
             check_columns(path, names)
             columns = [name for name in COLUMNS if name in names]
