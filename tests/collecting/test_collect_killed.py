@@ -88,7 +88,7 @@ def test_a_full_disk_is_told_and_what_did_not_fit_comes_again(source, service, c
     try:
         service.feed.wait_for_streams(1, seconds=120)
         service.feed.publish(*events(source, 1))
-        wait_for(lambda: (folder / "state.json").exists(), process)
+        wait_for((folder / "state.json").exists, process)
         service.feed.publish(*events(source, *range(2, 400)))
         _, errors = process.communicate(timeout=120)
     finally:
