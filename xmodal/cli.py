@@ -46,6 +46,24 @@ def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) 
         return 130
 
 
+def collect(arguments: list[str]) -> None:
+    """Live stream → posts: follow X, Mastodon or Bluesky until told to stop."""
+    from xmodal.collecting.collect import CollectConfig
+    from xmodal.collecting.collect import collect as run
+
+    summary = run(_config(CollectConfig, arguments, collect))
+    rejected = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.items()) or "none"
+    _print_table(
+        f"Posts {os.path.abspath(summary.folder)}",
+        [
+            ("posts written", summary.posts),
+            ("rejected", rejected),
+            ("deleted", f"{summary.removed} taken out again, {summary.deletions} listed in deleted/"),
+            ("files", ", ".join(summary.files) or "none"),
+        ],
+    )
+
+
 def label(arguments: list[str]) -> None:
     """Posts → shards: fetch the pictures, let the teacher read the texts (on Ray).
 
@@ -219,7 +237,7 @@ def doctor(arguments: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
-    for verb in (label, curate, train, evaluate, report, demo, shards, doctor)
+    for verb in (collect, label, curate, train, evaluate, report, demo, shards, doctor)
 }
 
 

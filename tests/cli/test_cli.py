@@ -17,6 +17,7 @@ import xmodal as package
 from shards.storage import LocalStorage
 from shards.writer import Sample, write_shard
 from xmodal import cli
+from xmodal.collecting.collect import CollectConfig
 from xmodal.curation.curate import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
@@ -26,6 +27,7 @@ from xmodal.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = {
+    "collect": CollectConfig,
     "label": LabelConfig,
     "curate": CurateConfig,
     "train": TrainConfig,
