@@ -12,7 +12,7 @@ import webdataset as wds
 from made_pictures import jpeg, png
 from PIL import Image
 
-from shards.dataset import failures, finish, read_dataset, shard_names
+from shards.dataset import finish, read_dataset, shard_names
 from shards.errors import UserError
 from shards.storage import TEMPORARY_PREFIX, LocalStorage
 from shards.writer import Sample, write_shard
@@ -84,13 +84,7 @@ def test_finishing_recovers_staged_failures_and_drops_the_leftovers_of_the_dead(
 def test_an_empty_dataset_can_be_finished(storage: LocalStorage) -> None:
     finish_plainly(storage)
     assert read_dataset(storage)["shards"] == []
-    assert failures(storage) == []
-
-
-def test_failures_are_those_of_all_shards_in_their_order(finished_dataset: Path) -> None:
-    assert [failure["post_id"] for failure in failures(LocalStorage(finished_dataset))] == [
-        f"lost{number}" for number in range(len(SHARD_SIZES))
-    ]
+    assert not storage.exists("000002.failures.jsonl")
 
 
 def test_a_dataset_that_is_not_finished_is_a_users_error(storage: LocalStorage) -> None:

@@ -3,7 +3,8 @@ from tiny_classifier import save_classifier
 
 from shards.errors import ConfigError, UserError
 from xmodal.config import load_config
-from xmodal.labelling import LabelConfig, gpus_per_teacher, recipe_of
+from xmodal.labelling.cluster import gpus_per_teacher
+from xmodal.labelling.config import LabelConfig, recipe_of
 from xmodal.teacher.teacher import MemberConfig, TeacherConfig, load_teacher
 
 TEXTS = ["this was a great day!", "so sad", "", "it is the day"]
