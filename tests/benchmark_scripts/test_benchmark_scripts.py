@@ -106,3 +106,14 @@ def test_the_benchmark_of_crawling_checks_and_writes_its_report_without_the_peer
     assert report["ratios"] == {}
     assert not any(name.startswith("peers") for name in report["versions"])
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_benchmark_of_teachers_checks_and_writes_its_report_with_a_made_model(tmp_path):
+    report = run("teach.py", tmp_path, "--threads", "1")
+    assert list(report["results"])[:2] == ["pipeline fp32", "xmodal fp32"]
+    assert all(len(figures["texts_per_second"]) == 5 for figures in report["results"].values())
+    assert report["work"].startswith("1000 distinct texts made of random words, made model")
+    assert report["results"]["xmodal fp32"]["largest_difference"][0] < 1e-4
+    assert 0 < report["results"]["xmodal fp32"]["padding_percent"][0] < 10
+    assert "xmodal fp32 / pipeline fp32: texts_per_second" in report["ratios"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -40,9 +40,10 @@ class _TeacherActor:
     def label(self, texts: Sequence[str]) -> list[SoftLabel]:
         if self._teacher is None:
             raise self._problem
-        started = time.monotonic()
+        started, tokens_before = time.monotonic(), self._teacher.num_tokens
         labels = self._teacher.label(texts)
-        metrics.count_texts(num_texts=len(texts), num_tokens=0, seconds=time.monotonic() - started)
+        num_tokens = self._teacher.num_tokens - tokens_before
+        metrics.count_texts(num_texts=len(texts), num_tokens=num_tokens, seconds=time.monotonic() - started)
         return labels
 
     def identity(self) -> dict[str, str]:
@@ -120,8 +121,10 @@ def run_on_ray(
 def _submitter(ray: Any, config: LabelConfig, dataset: str) -> Callable[[UnitJob], Any]:
     """Start the actors of a run. Returns what hands a job to Ray."""
     num_gpus = gpus_per_teacher(config.teacher, int(ray.cluster_resources().get("GPU", 0)))
-    # Without a GPU the teacher reserves no processor: it would wait for ever on a machine that has one.
-    teacher_class = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=-1, max_task_retries=3)(_TeacherActor)
+    check_processors(config.teacher, int(ray.cluster_resources().get("CPU", 0)))
+    teacher_class = ray.remote(
+        num_cpus=config.teacher.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1, max_task_retries=3
+    )(_TeacherActor)
     teachers = [teacher_class.remote(config.teacher) for _ in range(config.teacher.num_actors)]
     identity = _common_identity(ray.get([teacher.identity.remote() for teacher in teachers]))
     gate = _start_gate(ray, config.politeness) if config.politeness.has_limits else None
@@ -184,6 +187,16 @@ def _common_identity(identities: Sequence[dict[str, str]]) -> dict[str, str]:
                 "pin teacher.revision and teacher.precision, or give all nodes the same folder",
             )
     return identities[0]
+
+
+def check_processors(config: TeacherConfig, num_cpus: int) -> None:
+    """Raise UserError where the teachers would leave none of the cluster's processors to the units."""
+    if config.cpus_per_actor and config.num_actors * config.cpus_per_actor >= num_cpus:
+        raise UserError(
+            f"teacher.cpus_per_actor: {config.num_actors} teachers of {config.cpus_per_actor} processors leave none of "
+            f"the cluster's {num_cpus} to fetch pictures",
+            "give fewer, or add nodes",
+        )
 
 
 def gpus_per_teacher(config: TeacherConfig, num_gpus: int) -> int:

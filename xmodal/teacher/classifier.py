@@ -83,6 +83,7 @@ class ClassifierTeacher:
         # Labels differ by precision: what another one made is not this teacher's.
         suffix = "" if precision_here == "fp32" else f"+{precision_here}"
         self.revision = (commit or revision or "local") + suffix
+        self.num_tokens = 0
         self._columns = columns
         self._model = classifier.to(self._device).eval()
         self.max_length = max_length(classifier, self._tokenizer.model_max_length)
@@ -115,6 +116,7 @@ class ClassifierTeacher:
 
     def _label_distinct(self, texts: Sequence[str]) -> list[SoftLabel]:
         tokens = self.tokenise(texts)
+        self.num_tokens += sum(map(len, tokens))
         probabilities = np.empty((len(texts), len(CLASSES)), dtype=np.float32)
         for batch in token_batches([len(ids) for ids in tokens], self.max_tokens_per_batch):
             ids, mask = padded([tokens[place] for place in batch], self._tokenizer.pad_token_id)

@@ -14,6 +14,11 @@ class EnsembleTeacher:
         self.name = "mean of " + ", ".join(member.name for member in members)
         self.revision = ", ".join(member.revision for member in members)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all members read so far."""
+        return sum(member.num_tokens for member in self._members)
+
     def label(self, texts: Sequence[str]) -> list[SoftLabel]:
         """The probabilities of negative, neutral and positive for each text; members cut texts at their own limits."""
         of_members = [member.label(texts) for member in self._members]

@@ -15,6 +15,7 @@ class LexiconTeacher:
     """Soft labels from VADER's compound score."""
 
     name = "vader"
+    num_tokens = 0
 
     def __init__(self) -> None:
         self.revision = version("vaderSentiment")

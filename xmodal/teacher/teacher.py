@@ -50,10 +50,13 @@ class TeacherConfig(_ReaderConfig):
     `precision` and `max_tokens_per_batch`."""
     num_actors: int = 1
     """Copies of the teacher in the Ray cluster."""
+    cpus_per_actor: int = 0
+    """Processors that Ray reserves for each copy, and that it computes on; 0 reserves none, and computes on one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range(self, "num_actors", least=1)
+        require_range(self, "cpus_per_actor", least=0)
         if self.kind == "ensemble" and len(self.members) < 2:
             raise ConfigError("members", len(self.members), "are too few: an ensemble has two or more")
         if self.kind != "ensemble" and self.members:
@@ -82,6 +85,10 @@ class Teacher(Protocol):
 
     name: str
     revision: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were read so far; 0 of a teacher that knows none."""
 
     def label(self, texts: Sequence[str]) -> list[SoftLabel]:
         """The probabilities of negative, neutral and positive for each text, in the order of the texts."""

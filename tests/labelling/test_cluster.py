@@ -1,7 +1,7 @@
 import pytest
 
 from shards.errors import UserError
-from xmodal.labelling.cluster import gpus_per_teacher
+from xmodal.labelling.cluster import check_processors, gpus_per_teacher
 from xmodal.teacher.teacher import TeacherConfig
 
 
@@ -16,3 +16,10 @@ def test_a_classifier_takes_a_gpu_where_there_are_any(kind, num_actors, num_gpus
 def test_more_teachers_than_gpus_are_refused_instead_of_waiting_for_ever():
     with pytest.raises(UserError, match="3 teachers take a GPU each, and the cluster has 2"):
         gpus_per_teacher(TeacherConfig(kind="transformers", num_actors=3), 2)
+
+
+def test_teachers_that_leave_no_processor_to_fetch_with_are_refused_instead_of_waiting_for_ever():
+    check_processors(TeacherConfig(num_actors=2, cpus_per_actor=0), 1)
+    check_processors(TeacherConfig(num_actors=2, cpus_per_actor=3), 7)
+    with pytest.raises(UserError, match="2 teachers of 3 processors leave none of the cluster's 6"):
+        check_processors(TeacherConfig(num_actors=2, cpus_per_actor=3), 6)
