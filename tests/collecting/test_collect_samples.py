@@ -1,21 +1,19 @@
-"""What real services sent, where $XMODAL_POST_SAMPLES names the folder of it, collected from a server that sends it."""
+"""What real services sent, where it is at hand, collected from a server that sends it."""
 
 import json
-import os
 import threading
-from pathlib import Path
 
 import collecting
-import pytest
+from optional_data import FOLDER, needs
 
 from xmodal.posts.bluesky import bluesky_posts
 from xmodal.posts.mastodon import mastodon_posts
 from xmodal.posts.post import Post
 from xmodal.posts.x import x_posts
 
-FOLDER = os.environ.get("XMODAL_POST_SAMPLES")
+SAMPLES = FOLDER / "post_samples"
 
-pytestmark = pytest.mark.skipif(not FOLDER, reason="XMODAL_POST_SAMPLES names no folder of services' answers")
+pytestmark = needs("post_samples")
 
 FILES = {
     "x": ("x_v2_media_policy_violation_on.jsonl", x_posts),
@@ -26,7 +24,7 @@ FILES = {
 
 def test_what_a_real_service_sent_is_collected_as_it_is_read_from_a_file(source, service, tmp_path):
     name, read = FILES[source]
-    records = [json.loads(line) for line in (Path(FOLDER or "") / name).read_text().splitlines()]
+    records = [json.loads(line) for line in (SAMPLES / name).read_text().splitlines()]
     expected = dict.fromkeys(post.id for record in records for post in read(record) if isinstance(post, Post))
     sent = [{"event": "update", "data": record} for record in records] if source == "mastodon" else records
 

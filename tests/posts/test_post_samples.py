@@ -1,19 +1,18 @@
-"""What real services answered, where $XMODAL_POST_SAMPLES names the folder of it; it may not be shipped."""
+"""What real services answered, where it is at hand; it may not be shipped."""
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
+from optional_data import FOLDER, needs
 
 from xmodal.posts.post import Post
 from xmodal.posts.readers import PostRecord, check_posts_file, read_posts
 
-FOLDER = os.environ.get("XMODAL_POST_SAMPLES")
+SAMPLES = FOLDER / "post_samples"
 
-pytestmark = pytest.mark.skipif(not FOLDER, reason="XMODAL_POST_SAMPLES names no folder of services' answers")
+pytestmark = needs("post_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +59,13 @@ EXPECTED = {
 
 
 def records(name: str) -> list[PostRecord]:
-    path = str(Path(FOLDER or "") / name)
+    path = str(SAMPLES / name)
     check_posts_file(path)
     return list(read_posts(path))
 
 
 def test_every_file_is_known_here():
-    assert {path.name for path in Path(FOLDER or "").iterdir()} == EXPECTED.keys()
+    assert {path.name for path in SAMPLES.iterdir()} == EXPECTED.keys()
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -1,21 +1,17 @@
 """Real tweets, a trained teacher, and what a person said of the texts. Skipped where the data is not at hand."""
 
 import csv
-import os
-from pathlib import Path
 
 import pytest
+from optional_data import FOLDER, needs
 
 from xmodal.posts.readers import read_posts
 from xmodal.teacher.teacher import TeacherConfig, load_teacher
 
-DATA = Path(os.environ.get("XMODAL_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
-POSTS, LABELS = DATA / "mvsa" / "posts.jsonl", DATA / "mvsa" / "labels_dev.csv"
-MODEL = DATA / "weights" / "teacher_minilm_semeval"
+NAMES = ("mvsa/posts.jsonl", "mvsa/labels_dev.csv", "weights/teacher_minilm_semeval")
+POSTS, LABELS, MODEL = (FOLDER / name for name in NAMES)
 
-pytestmark = pytest.mark.skipif(
-    not all(path.exists() for path in (POSTS, LABELS, MODEL)), reason="XMODAL_TEST_DATA names no folder with the tweets"
-)
+pytestmark = needs(*NAMES)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
