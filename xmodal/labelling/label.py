@@ -92,8 +92,12 @@ def retry_failures(config: LabelConfig) -> LabelSummary:
         for number, records in _read_units(config, counts):
             name = unit_name(number)
             if retried := failures.retryable(name):
+                posts = {post_id for post_id, _ in retried}
                 yield UnitJob(
-                    number=number, records=records, retry_round=failures.last_round(name) + 1, retried=retried
+                    number=number,
+                    records=[record for record in records if record.post and record.post.id in posts],
+                    retry_round=failures.last_round(name) + 1,
+                    retried=retried,
                 )
 
     _run(config, storage, dataset, jobs(), "round of retries", counts)

@@ -68,7 +68,7 @@ class Progress:
             self._bar.close()
         if self._committed:
             self._tell()
-        self._write("running" if kind is None else "stopped")
+        self._write("stopped" if kind or self.outages else "running")
 
     def watching(self, jobs: Iterator[UnitJob]) -> Iterator[UnitJob]:
         """The same jobs, counted as they are handed out."""
