@@ -184,6 +184,15 @@ def test_a_deleted_account_is_listed(source, service, tmp_path):
     assert [record["author"] for record in collecting.lines(tmp_path / "deleted")] == ["did:plc:author1"]
 
 
+@pytest.mark.parametrize("source", ["bluesky"])
+def test_posts_of_an_account_that_is_deleted_while_their_file_grows_are_not_in_it(source, service, tmp_path):
+    published = [*events(source, 1, 2), stream_servers.account_deletion(1, at=3), *events(source, 4)]
+    with publishing(service, published):
+        summary = collecting.run(source, service.url, tmp_path, max_posts=3)
+    assert collected(tmp_path) == ids(source, 2, 4)
+    assert summary.removed == 1
+
+
 @pytest.mark.parametrize("source", ["x"])
 def test_x_is_asked_for_what_the_paper_asked_and_for_a_backfill_only_after_a_gap(source, service, tmp_path):
     service.feed.drop_after = [1]

@@ -25,6 +25,8 @@ def test_the_wait_doubles_with_each_failure():
         ({"retry-after": "7"}, 7),
         ({"Retry-After": "Thu, 01 Jan 1970 00:16:50 GMT"}, 10),
         ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "\u00b2"}, 0),
+        ({"Retry-After": "1 Jan 99999999999999999999 00:00:00 GMT"}, 0),
         ({"x-rate-limit-reset": "1030"}, 30),
         ({"x-rate-limit-reset": "900"}, 0),
         ({"X-RateLimit-Reset": "1970-01-01T00:17:00.000Z"}, 20),

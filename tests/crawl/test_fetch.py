@@ -425,6 +425,74 @@ def test_pictures_behind_a_slow_one_wait_on_disk_and_come_in_order(server, monke
     assert [result.picture.content for result in results] == [JPEG, *pictures]
 
 
+def test_pictures_behind_a_slow_one_take_no_memory_beyond_the_limit(server, monkeypatch):
+    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 1 << 20)
+    noise = random.Random(0)
+    picture = made.jpeg() + noise.randbytes(1 << 20)  # what follows its end is kept
+    urls = [server.answer("slow.jpg", web.after(6, web.content(JPEG)))]
+    urls += [server.answer(f"{number}.jpg", web.content(picture)) for number in range(60)]
+    config = replace(CONFIG, max_bytes=1 << 22, max_concurrent=4)
+    held = 0
+
+    async def collect() -> None:
+        nonlocal held
+        results = fetch_in_order(urls, config, PICTURES, OpenGate())
+        first = await anext(results)
+        held = tracemalloc.get_traced_memory()[0]
+        assert first.picture.content == JPEG
+        assert [result.picture.content == picture async for result in results] == [True] * 60
+
+    tracemalloc.start()
+    try:
+        asyncio.run(collect())
+    finally:
+        tracemalloc.stop()
+    assert server.requests.total() == 61
+    assert held < 20 << 20
+
+
+def test_no_permit_of_a_host_is_held_while_nobody_takes_what_is_fetched(server, monkeypatch):
+    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 3 * len(JPEG))
+    held = 0
+
+    class Counting(OpenGate):
+        async def enter(self, host: str) -> None:
+            nonlocal held
+            held += 1
+
+        async def leave(self, host: str, *, answered: bool | None, retry_after: float | None = None) -> bool:
+            nonlocal held
+            held -= 1
+            return True
+
+    urls = [server.answer(f"{number}.jpg", web.after(0.05, web.content(JPEG))) for number in range(40)]
+
+    async def collect() -> None:
+        results = fetch_in_order(urls, replace(CONFIG, max_concurrent=2), PICTURES, Counting())
+        await anext(results)
+        while held:
+            await asyncio.sleep(0.05)
+        assert server.requests.total() < 40
+        assert len([one async for one in results]) == 39
+
+    asyncio.run(asyncio.wait_for(collect(), 60))
+
+
+def test_a_name_with_the_dot_that_may_end_it_is_the_same_host_to_the_gate(server):
+    hosts = []
+
+    class Listing(OpenGate):
+        async def enter(self, host: str) -> None:
+            hosts.append(host)
+
+    async def collect() -> None:
+        url = server.answer("a.jpg", web.content(JPEG)).replace("127.0.0.1", "localhost.")
+        _ = [one async for one in fetch_in_order([url], replace(CONFIG, max_tries=1), PICTURES, Listing())]
+
+    asyncio.run(collect())
+    assert hosts == ["localhost"]
+
+
 def test_by_the_header_alone_a_picture_is_kept_unread(server):
     cut_off = made.jpeg(400, 300)[:-300]
     config = PictureConfig(check="header", hashes=False)

@@ -42,6 +42,7 @@ def test_a_wait_is_anything_from_nothing_to_the_longest(base, most, failures, ji
         ("1.5", None),
         ("\u0662", None),
         ("Wed, 99 Oct 2026 07:28:30 GMT", None),
+        ("1 Jan 99999999999999999999 00:00:00 GMT", None),
     ],
 )
 def test_a_pause_is_read_in_seconds_or_as_a_date(header, seconds):

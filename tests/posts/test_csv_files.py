@@ -87,6 +87,12 @@ def test_a_field_larger_than_the_module_allows_by_default_is_read_and_one_withou
     ]
 
 
+def test_an_endless_line_within_an_open_quote_costs_no_row_after_it():
+    endless = b"x" * (3 * MAX_ROW_CHARACTERS)
+    found = told(HEADER + b'1,"open,a.jpg\n2,' + endless + b",a.jpg\n3,a,a.jpg\n4,b,a.jpg\n")
+    assert found == [(2, "bad_row"), (3, "bad_row"), (4, "3"), (5, "4")]
+
+
 def test_nul_bytes_a_byte_order_mark_windows_lines_and_blank_lines_do_no_harm():
     content = b"\xef\xbb\xbf" + HEADER.replace(b"\n", b"\r\n") + b"\r\n1,a\x00b,a.jpg\r\n\r\n2,b,b.jpg"
     assert told(content) == [(3, "1"), (5, "2")]

@@ -90,6 +90,13 @@ def test_text_that_is_no_utf8_in_a_column_that_says_so_costs_its_row_alone(tmp_p
     assert told(write(tmp_path, two(text=broken))) == [(1, "bad_row"), (2, "2")]
 
 
+def test_a_time_beyond_pythons_years_costs_its_row_alone_and_days_are_times_too(tmp_path):
+    times = pa.array([1_600_000_000, 10**12], pa.timestamp("s"))
+    assert told(write(tmp_path, two(created_at=times))) == [(1, "1"), (2, "bad_row")]
+    ((_, found), _) = parquet_posts(write(tmp_path, two(created_at=pa.array([18_000, 18_001], pa.date32()))))
+    assert found.created_at == "2019-04-14"
+
+
 def test_row_groups_are_read_one_after_another(tmp_path):
     number = 5000
     columns = {"id": range(number), "text": ["a"] * number, "media": [["a.jpg"]] * number}

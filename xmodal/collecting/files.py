@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,8 +71,8 @@ class PostFiles:
         """Posts taken out again because they were deleted while their file still grew."""
         self._posts: FrameFile | None = None
         self._deleted: FrameFile | None = None
-        self._ids_in_file: set[str] = set()
-        self._to_remove: set[str] = set()
+        self._in_file: dict[str, set[str]] = {"id": set(), "author": set()}
+        self._to_remove = _Deleted()
         self._begun_at = self._flushed_at = clock()
         for part in sorted(folder.glob(f".{source}-*{_ENDING}.part")):
             self._recover(part)
@@ -88,7 +88,9 @@ class PostFiles:
         assert self._posts is not None
         self._posts.add(_json_line(post_record(post)))
         self._recent.add(post.id)
-        self._ids_in_file.add(post.id)
+        self._in_file["id"].add(post.id)
+        if post.author is not None:
+            self._in_file["author"].add(post.author)
         return True
 
     def add_deletion(self, *, post_id: str | None = None, author: str | None = None) -> None:
@@ -98,8 +100,8 @@ class PostFiles:
         moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
         kind, name = ("id", post_id) if post_id is not None else ("author", author)
         self._deleted.add(_json_line({kind: name, "deleted_at": moment}))
-        if post_id in self._ids_in_file:
-            self._to_remove.add(post_id)
+        if name in self._in_file[kind]:
+            self._to_remove.add(kind, name)
 
     def flush_when_due(self) -> None:
         """Flush if it is time to, and begin a new file if this one is done."""
@@ -135,7 +137,7 @@ class PostFiles:
         self.close()
         self.num_removed += self._finish(posts.path, self._to_remove)
         self._commit(deleted.path)
-        self._ids_in_file, self._to_remove = set(), set()
+        self._in_file, self._to_remove = {"id": set(), "author": set()}, _Deleted()
 
     def close(self) -> None:
         """Let go of the growing files; what was not flushed is dropped."""
@@ -161,14 +163,16 @@ class PostFiles:
         """Make what a crash left a file of its own."""
         cut_to_whole_frames(part)
         deleted_part = self._deleted_folder / part.name
-        removed = set()
+        removed = _Deleted()
         if deleted_part.exists():
             cut_to_whole_frames(deleted_part)
-            removed = {str(record["id"]) for record in map(json.loads, read_lines(deleted_part)) if "id" in record}
+            for record in map(json.loads, read_lines(deleted_part)):
+                for kind in ("id", "author"):
+                    removed.add(kind, record.get(kind))
         self._finish(part, removed)
 
-    def _finish(self, part: Path, removed: set[str]) -> int:
-        """Commit a file of posts, without the posts of these ids. Returns how many it was without."""
+    def _finish(self, part: Path, removed: "_Deleted") -> int:
+        """Commit a file of posts, without those that were deleted. Returns how many it was without."""
         num_removed = 0
         if removed and not _final_path(part).exists():
             kept = part.with_suffix(".kept")
@@ -273,13 +277,32 @@ def _read_state(path: Path, source: str) -> dict[str, Any]:
     return {"cursor": cursor, "num_files_begun": num_files_begun}
 
 
-def _copy_without(source: Path, target: Path, removed: set[str]) -> int:
-    """Copy the posts but for those of the ids `removed`. Returns how many were left out."""
+class _Deleted:
+    """What was deleted while a file grew."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {"id": set(), "author": set()}
+
+    def add(self, kind: str, name: str | None) -> None:
+        """A post by its `id`, or all posts of an `author`; None is nothing."""
+        if name is not None:
+            self._names[kind].add(name)
+
+    def __bool__(self) -> bool:
+        return any(self._names.values())
+
+    def holds(self, record: Mapping[str, Any]) -> bool:
+        """Whether a post, as a record, is one of them."""
+        return any(record.get(kind) in names for kind, names in self._names.items())
+
+
+def _copy_without(source: Path, target: Path, removed: _Deleted) -> int:
+    """Copy the posts but for those that were deleted. Returns how many were left out."""
     num_removed = 0
     file = FrameFile(target)
     try:
         for line in read_lines(source):
-            if json.loads(line)["id"] in removed:
+            if removed.holds(json.loads(line)):
                 num_removed += 1
                 continue
             file.add(line)

@@ -14,6 +14,9 @@ from xmodal.collecting.arrivals import Arrival, Cursor, Source, StreamEndedError
 
 log = logging.getLogger(__name__)
 
+_LONGEST_WAIT = 86_400.0
+"""Seconds. A service that asks for more has mistaken the unit, or is asked once a day."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconnectConfig:
@@ -53,7 +56,7 @@ def keep_following(
         except StreamEndedError as error:
             ended = error
         num_failures += 1
-        wait = reconnect_wait(config, num_failures, ended.wait_seconds, random.random())
+        wait = min(reconnect_wait(config, num_failures, ended.wait_seconds, random.random()), _LONGEST_WAIT)
         if not stopping.is_set():
             log.warning("stream ended (%s); connecting again in %.1f s", ended.reason, wait)
         stopping.wait(wait)
@@ -74,7 +77,7 @@ def asked_seconds(headers: Mapping[str, str], now: float) -> float:
     """
     retry_after = headers.get("Retry-After")
     if retry_after is not None:
-        if retry_after.strip().isdigit():
+        if _is_number(retry_after):
             return float(retry_after)
         moment = _http_date(retry_after)
         return max(0.0, moment - now) if moment else 0.0
@@ -82,8 +85,12 @@ def asked_seconds(headers: Mapping[str, str], now: float) -> float:
     if reset is None:
         return 0.0
     # X gives seconds since 1970, Mastodon a moment of ISO 8601.
-    moment = float(reset) if reset.strip().isdigit() else _iso_date(reset)
+    moment = float(reset) if _is_number(reset) else _iso_date(reset)
     return max(0.0, moment - now) if moment else 0.0
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isascii() and text.strip().isdecimal()
 
 
 def refusal_wait(status: int, headers: Mapping[str, str]) -> float:
@@ -95,7 +102,7 @@ def refusal_wait(status: int, headers: Mapping[str, str]) -> float:
 def _http_date(text: str) -> float | None:
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

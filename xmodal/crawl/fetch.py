@@ -141,8 +141,9 @@ def _spooled(result: FetchResult, spool: Spool) -> Callable[[], FetchResult]:
     if picture is None:
         return lambda: result
     take = spool.put(picture.content)
-    bare = replace(picture, content=b"")
-    return lambda: replace(result, picture=replace(bare, content=take()))
+    # Only these: the result itself would keep the content in memory.
+    bare_result, bare_picture = replace(result, picture=None), replace(picture, content=b"")
+    return lambda: replace(bare_result, picture=replace(bare_picture, content=take()))
 
 
 @dataclass(kw_only=True)
@@ -220,7 +221,24 @@ class _Fetcher:
 
     async def _visit(self, url: URL, effort: _Effort) -> Picture | str:
         """One request through the gate of its host: the picture, or where a redirect leads to."""
-        host = url.raw_host or ""
+        # With the dot that may end it, a name leads to the same host.
+        host = (url.raw_host or "").rstrip(".")
+        await self._enter(host)
+        try:
+            answer = await self._ask(url, host, effort)
+            # The request's slot is kept: nothing is fetched faster than it is decoded.
+            return answer if isinstance(answer, str) else await self._check(answer)
+        finally:
+            self._slots.release()
+
+    async def _enter(self, host: str) -> None:
+        """Wait for room, for the host's permit and for a slot, in this order.
+
+        A slot that is held while a host is waited for would keep other hosts' pictures from theirs. A permit that is
+        held while nothing may be fetched, such as while the teacher still reads, would keep the whole cluster from the
+        host, and many such would be used in one burst.
+        """
+        await self._room.wait()
         try:
             await self._gate.enter(host)
         except HostDownError:
@@ -228,22 +246,10 @@ class _Fetcher:
             failure.counts = False
             raise failure from None
         try:
-            # Taken after the gate, so that pictures that wait for a slow host keep none of the others from theirs.
             await self._slots.acquire()
-            try:
-                await self._room.wait()
-            except asyncio.CancelledError:
-                self._slots.release()
-                raise
         except asyncio.CancelledError:
             await self._gate.leave(host, answered=None)
             raise
-        try:
-            answer = await self._ask(url, host, effort)
-            # The request's slot is kept: nothing is fetched faster than it is decoded.
-            return answer if isinstance(answer, str) else await self._check(answer)
-        finally:
-            self._slots.release()
 
     async def _ask(self, url: URL, host: str, effort: _Effort) -> Body | str:
         """The answer to one request; whatever comes of it, the gate is told."""

@@ -26,7 +26,7 @@ def retry_after_seconds(header: str | None, now: datetime) -> float | None:
         return float(header[:15])
     try:
         date = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year or a zone beyond all bounds
         return None
     # A date without a zone is in UTC, as HTTP has it.
     return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())

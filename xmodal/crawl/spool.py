@@ -23,11 +23,12 @@ class Spool:
         if self._memory_bytes + len(content) <= self._max_memory_bytes:
             self._memory_bytes += len(content)
             return lambda: self._from_memory(content)
-        start = self._file_end
+        start, length = self._file_end, len(content)
         _write_all(self._file.fileno(), content, start)
-        self._file_end += len(content)
+        self._file_end += length
         self._num_in_file += 1
-        return lambda: self._from_file(start, len(content))
+        # Not `len(content)` in there: it would keep the content in memory.
+        return lambda: self._from_file(start, length)
 
     def close(self) -> None:
         """Give the disk's space back."""

@@ -100,17 +100,23 @@ class _Lines:
     def __next__(self) -> str:
         if self._row_characters > MAX_ROW_CHARACTERS:
             raise _RowTooLongError
-        line = self._given_back.popleft() if self._given_back else self._file.readline(MAX_ROW_CHARACTERS)
+        is_given_back = bool(self._given_back)
+        line = self._given_back.popleft() if is_given_back else self._file.readline(MAX_ROW_CHARACTERS)
         if not line:
             raise StopIteration
         self._next_line += 1
         self._of_row.append(line)
         self._row_characters += len(line)
         if len(line) == MAX_ROW_CHARACTERS and not line.endswith(("\n", "\r")):
-            while (rest := self._file.readline(MAX_ROW_CHARACTERS)) and not rest.endswith(("\n", "\r")):
-                pass
+            # Of a line that is given back, the rest was skipped when it was read.
+            if not is_given_back:
+                self._skip_line()
             raise _RowTooLongError
         return line
+
+    def _skip_line(self) -> None:
+        while (rest := self._file.readline(MAX_ROW_CHARACTERS)) and not rest.endswith(("\n", "\r")):
+            pass
 
 
 def _decoded(name: str, cell: str) -> str | None:

@@ -1,7 +1,7 @@
 """Parquet files → posts, a few rows at a time."""
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date
 from typing import Any
 
 import pyarrow as pa
@@ -48,15 +48,15 @@ def check_parquet(path: str) -> None:
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
-    """The batch's rows as plain values; None for one that holds text that is no UTF-8."""
+    """The batch's rows as plain values; None for one that holds what has none: no UTF-8, a year beyond Python's."""
     batch = pa.record_batch([_with_microseconds(column) for column in batch.columns], names=batch.schema.names)
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         for number in range(batch.num_rows):
             try:
                 yield from batch.slice(number, 1).to_pylist()
-            except UnicodeDecodeError:
+            except (ValueError, OverflowError):
                 yield None
 
 
@@ -69,7 +69,7 @@ def _with_microseconds(column: pa.Array) -> pa.Array:
 
 def _post_or_error(record: dict[str, Any] | None) -> Post | UnreadablePostError:
     if record is None:
-        return UnreadablePostError("bad_row", "row: text that is not UTF-8")
+        return UnreadablePostError("bad_row", "row: text that is not UTF-8, or a time out of range")
     try:
         values = {name: _plain(name, value) for name, value in record.items()}
         if isinstance(values["media"], str):
@@ -81,7 +81,7 @@ def _post_or_error(record: dict[str, Any] | None) -> Post | UnreadablePostError:
 
 def _plain(name: str, value: Any) -> Any:
     """Times as ISO 8601; bytes, which some writers make of text, as text."""
-    if isinstance(value, datetime):
+    if isinstance(value, date):  # or a datetime, which is one
         return value.isoformat()
     if isinstance(value, bytes):
         try:
