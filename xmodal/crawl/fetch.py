@@ -112,6 +112,11 @@ class _Room:
         self._is_there = asyncio.Event()
         self.update()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether more may be fetched now."""
+        return self._is_there.is_set()
+
     async def wait(self) -> None:
         """Wait until more may be fetched."""
         await self._is_there.wait()
@@ -238,18 +243,24 @@ class _Fetcher:
         held while nothing may be fetched, such as while the teacher still reads, would keep the whole cluster from the
         host, and many such would be used in one burst.
         """
-        await self._room.wait()
-        try:
-            await self._gate.enter(host)
-        except HostDownError:
-            failure = FailedTryError("host_down", retryable=True)
-            failure.counts = False
-            raise failure from None
-        try:
-            await self._slots.acquire()
-        except asyncio.CancelledError:
+        while True:
+            await self._room.wait()
+            try:
+                await self._gate.enter(host)
+            except HostDownError:
+                failure = FailedTryError("host_down", retryable=True)
+                failure.counts = False
+                raise failure from None
+            try:
+                await self._slots.acquire()
+            except asyncio.CancelledError:
+                await self._gate.leave(host, answered=None)
+                raise
+            if self._room.is_there:
+                return
+            # Others have filled it meanwhile.
+            self._slots.release()
             await self._gate.leave(host, answered=None)
-            raise
 
     async def _ask(self, url: URL, host: str, effort: _Effort) -> Body | str:
         """The answer to one request; whatever comes of it, the gate is told."""
