@@ -42,7 +42,7 @@ class Feed:
             self.events += events
             self._changed.notify_all()
 
-    def wait_for_streams(self, count: int, seconds: float = 30) -> None:
+    def wait_for_streams(self, count: int, seconds: float = 120) -> None:
         """Wait until so many streams have been opened in all."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.open_streams >= count, seconds), "no connection"
