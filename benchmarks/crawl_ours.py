@@ -62,7 +62,12 @@ def run_unit(plan: dict[str, Any], number: int) -> tuple[float, float]:
     job = UnitJob(number=number, records=records)
     teacher = {"name": "vader", "revision": "3.3.2"}
     label_unit(
-        config, plan["output"], job, labels=lambda: [(0.1, 0.2, 0.7)] * len(records), teacher=teacher, keeper=None
+        config,
+        plan["output"],
+        job,
+        label_texts=lambda texts: [(0.1, 0.2, 0.7)] * len(texts),
+        teacher=teacher,
+        keeper=None,
     )
     return start, time.time()
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,16 @@ class Host:
     def prefix(self) -> list[str]:
         """What runs a command on it."""
         return ["nsenter", "--target", str(self.init), "--net", "--pid", "--mount", "--uts", "--"]
+
+    def count_processes(self, name: str) -> int:
+        """How many processes of this name (as they call themselves) run on it."""
+        own = os.readlink(f"/proc/{self.init}/ns/pid")
+        count = 0
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                is_here = os.readlink(f"/proc/{process.pid}/ns/pid") == own
+                count += is_here and " ".join(process.cmdline()).startswith(name)
+        return count
 
     def unplug(self) -> None:
         """Cut its link."""

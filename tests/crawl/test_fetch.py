@@ -14,6 +14,7 @@ from open_gate import OpenGate
 
 import xmodal
 from shards.errors import ConfigError
+from xmodal.crawl import fetch as fetch_module
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import FetchResult, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
@@ -545,3 +546,41 @@ def test_what_is_fetched_faster_than_it_is_taken_waits_for_that_and_goes_through
     # Half of the memory, and what was under way.
     assert asyncio.run(requests_of_the_slow()) <= 20 + 2 * 4
     assert server.requests.total() == 500
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError(), "out_of_memory"), (ZeroDivisionError(), "internal_error")]
+)
+def test_an_error_that_nothing_foresees_costs_its_own_picture_alone(server, monkeypatch, caplog, error, reason):
+    bad, good = (
+        server.answer("bad.jpg", web.content(JPEG[:-2] + b"\0" * 9)),
+        server.answer("good.jpg", web.content(JPEG)),
+    )
+    check = fetch_module.check_picture
+
+    def failing_check(content, config):
+        if content != JPEG:
+            raise error
+        return check(content, config)
+
+    monkeypatch.setattr(fetch_module, "check_picture", failing_check)
+    failed, fetched = fetch([bad, good])
+    assert (failed.reason, failed.retryable, failed.tries) == (reason, True, CONFIG.max_tries)
+    assert fetched.picture
+    assert ("please report it" in caplog.text) == (reason == "internal_error")
+
+
+def test_an_answer_that_trips_the_client_costs_its_own_picture_alone(server, monkeypatch):
+    url = server.answer("a.jpg", web.content(JPEG))
+
+    async def failing_request(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(fetch_module, "request", failing_request)
+    gate = OpenGate()
+
+    async def collect() -> list[FetchResult]:
+        return [result async for result in fetch_in_order([url], CONFIG, PICTURES, gate)]
+
+    (result,) = asyncio.run(collect())
+    assert (result.reason, result.retryable) == ("internal_error", True)

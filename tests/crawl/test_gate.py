@@ -144,6 +144,25 @@ def test_what_a_task_held_that_died_is_given_back_after_a_while(monkeypatch):
     assert asyncio.run(run()) >= 0.2
 
 
+def test_what_a_task_is_given_after_it_died_is_given_back_too(monkeypatch):
+    monkeypatch.setattr(gates, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(gates, "SILENT_SECONDS", 0.3)
+
+    async def run() -> None:
+        shared = keeper(max_concurrent=1)
+        async with SharedGate(shared) as living, SharedGate(shared) as other:
+            await living.enter("a")
+            # Its question waits, and is answered long after anybody heard of it.
+            dead = asyncio.create_task(shared.enter("dead", "a", 1))
+            await asyncio.sleep(0.6)
+            assert "dead" not in shared._heard
+            await living.leave("a", answered=True)
+            assert await asyncio.wait_for(dead, 5) == 1
+            await asyncio.wait_for(other.enter("a"), 5)
+
+    asyncio.run(run())
+
+
 def test_a_keeper_that_fails_fails_those_who_wait():
     class Broken(GateKeeper):
         async def enter(self, client: str, host: str, wanted: int) -> int:

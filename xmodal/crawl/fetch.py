@@ -1,6 +1,7 @@
 """Fetching pictures over HTTP: many at a time, in order, through the gate of each host, with tries again."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from xmodal.crawl.politeness import HostDownError, HostGate
 from xmodal.crawl.request import Body, FailedTryError, open_session, parse_url, request, unpack
 from xmodal.crawl.retries import backoff_wait
 from xmodal.crawl.spool import Spool
+
+log = logging.getLogger(__name__)
 
 # A unit is a task with one processor; the second thread decodes while the first waits for the interpreter. More would
 # take more memory: a picture of 50 million pixels is 200 MB while it is decoded.
@@ -273,6 +276,9 @@ class _Fetcher:
         except FailedTryError as failure:
             failure.counts = await self._gate.leave(host, answered=failure.answered, retry_after=failure.retry_after)
             raise
+        except Exception as error:  # noqa: BLE001  whatever a hostile answer trips over costs its own picture alone
+            await self._gate.leave(host, answered=None)
+            raise _failure_of_ours(error) from None
         except BaseException:
             # Cancelled, which says nothing of the host.
             await self._gate.leave(host, answered=None)
@@ -285,10 +291,23 @@ class _Fetcher:
         return answer
 
     async def _check(self, body: Body) -> Picture:
-        if not body.encoding and (picture := check_header(body.content, self._pictures)) is not None:
-            return picture
-        # Decoding takes the processor for long enough to stall every other download.
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._unpack_and_check, body)
+        try:
+            if not body.encoding and (picture := check_header(body.content, self._pictures)) is not None:
+                return picture
+            # Decoding takes the processor for long enough to stall every other download.
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, self._unpack_and_check, body)
+        except (FailedTryError, RefusedPictureError):
+            raise
+        except Exception as error:  # noqa: BLE001  as in `_ask`
+            raise _failure_of_ours(error) from None
 
     def _unpack_and_check(self, body: Body) -> Picture:
         return check_picture(unpack(body, self._config.max_bytes), self._pictures)
+
+
+def _failure_of_ours(error: Exception) -> FailedTryError:
+    """What an error that no rule foresees says of its picture: that it may come another time."""
+    if isinstance(error, MemoryError):
+        return FailedTryError("out_of_memory", retryable=True)
+    log.warning("a picture is left out for an error of xmodal's own, please report it", exc_info=error)
+    return FailedTryError("internal_error", retryable=True)

@@ -44,6 +44,8 @@ class GateKeeper:
             state.num_waiting -= 1
         state.seconds_waited += time.monotonic() - started
         state.num_requests += granted
+        # It may have waited for long: whoever died meanwhile is found silent from now on, and gives it back.
+        self._hear(client)
         self._open.setdefault(client, Counter())[host] += granted
         return granted
 

@@ -14,6 +14,7 @@ from shards.decode import FORMATS, is_sideways, to_rgb, upright
 from shards.errors import ConfigError
 from xmodal.crawl.perceptual_hash import MAX_SIDE as PDQ_SIDE
 from xmodal.crawl.perceptual_hash import pdq_hash
+from xmodal.crawl.scaling import scaled_down
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow opens nothing larger: twice its `MAX_IMAGE_PIXELS`."""
@@ -109,6 +110,8 @@ def _opened(content: bytes, config: PictureConfig) -> Iterator[Image.Image]:
         raise RefusedPictureError("too_many_pixels") from None
     except Image.UnidentifiedImageError:
         raise RefusedPictureError("not_an_image") from None
+    except MemoryError:
+        raise  # says nothing of the picture
     except Exception:  # noqa: BLE001  Pillow raises whatever its work on hostile bytes trips over
         raise RefusedPictureError("undecodable") from None
 
@@ -184,8 +187,7 @@ def _encode(image: Image.Image, config: PictureConfig) -> Picture:
     kept = upright(image).convert("RGBA") if transparent else to_rgb(image)
     kept.info.clear()  # Pillow would write the comment and the colour profile of the original again
     if kept.size != size:
-        # Better than the mean over an area, and hardly slower. Lanczos takes longer than decoding and encoding.
-        kept = kept.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
+        kept = scaled_down(kept, size)
     file = io.BytesIO()
     as_png = transparent or config.encode == "png" or max(size) > _JPEG_SIDE
     if as_png:

@@ -21,5 +21,8 @@ REASONS = {
     "too_many_pixels": "more pixels than `max_pixels`, by its header",
     "too_small": "a side shorter than `min_side`",
     "undecodable": "a picture that is damaged or not whole",
+    # Of us.
+    "out_of_memory": "the worker had too little memory to decode it; may pass",
+    "internal_error": "xmodal failed on it, the log says how; may pass with a later version",
 }
 """Code → what happened. Those that "may pass" are marked `retryable`."""

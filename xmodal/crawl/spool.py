@@ -2,16 +2,23 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from shards.errors import UserError
 
 
 class Spool:
-    """Keeps contents until they are taken, each once. Its file has no name and goes away with it."""
+    """Keeps contents until they are taken, each once. Its file has no name and goes away with it.
+
+    Raises UserError where the folder of temporary files takes none, or no more.
+    """
 
     def __init__(self, max_memory_bytes: int) -> None:
         self._max_memory_bytes = max_memory_bytes
         self._memory_bytes = self._file_end = self._num_in_file = 0
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by `close`
+        with _telling_of_the_folder():
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by `close`
 
     @property
     def is_full(self) -> bool:
@@ -24,7 +31,8 @@ class Spool:
             self._memory_bytes += len(content)
             return lambda: self._from_memory(content)
         start, length = self._file_end, len(content)
-        _write_all(self._file.fileno(), content, start)
+        with _telling_of_the_folder():
+            _write_all(self._file.fileno(), content, start)
         self._file_end += length
         self._num_in_file += 1
         # Not `len(content)` in there: it would keep the content in memory.
@@ -45,6 +53,17 @@ class Spool:
             self._file.truncate(0)
             self._file_end = 0
         return content
+
+
+@contextmanager
+def _telling_of_the_folder() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}: {error.strerror}, where pictures wait for slower ones",
+            "make room there, or name another folder in TMPDIR, on all nodes; the same command goes on",
+        ) from None
 
 
 def _write_all(file: int, content: bytes, start: int) -> None:

@@ -22,6 +22,8 @@ from xmodal.teacher.teacher import Teacher, TeacherConfig, load_teacher
 
 _TASK_RETRIES = 5
 """A task that took so many nodes with it is likelier the cause than the victim."""
+_TEACHER_PATIENCE_SECONDS = 600.0
+"""As long as it may take until a node is known to be dead and a large teacher is loaded on another one."""
 _SHOWN_HOSTS = 20
 _METRICS_SECONDS = 5.0
 
@@ -122,19 +124,16 @@ def _submitter(ray: Any, config: LabelConfig, dataset: str) -> Callable[[UnitJob
     """Start the actors of a run. Returns what hands a job to Ray."""
     num_gpus = gpus_per_teacher(config.teacher, int(ray.cluster_resources().get("GPU", 0)))
     check_processors(config.teacher, int(ray.cluster_resources().get("CPU", 0)))
-    teacher_class = ray.remote(
-        num_cpus=config.teacher.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1, max_task_retries=3
-    )(_TeacherActor)
+    teacher_class = ray.remote(num_cpus=config.teacher.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1)(
+        _TeacherActor
+    )
     teachers = [teacher_class.remote(config.teacher) for _ in range(config.teacher.num_actors)]
     identity = _common_identity(ray.get([teacher.identity.remote() for teacher in teachers]))
     gate = _start_gate(ray, config.politeness) if config.politeness.has_limits else None
     task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_run_job)
 
     def submit(job: UnitJob) -> Any:
-        texts = [record.post.text for record in job.records if record.post]
-        labels = teachers[job.number % len(teachers)].label.remote(texts)
-        # In a list: Ray would wait for a bare reference before it starts the task.
-        return task.remote(config, dataset, job, [labels], identity, gate)
+        return task.remote(config, dataset, job, teachers[job.number % len(teachers)], identity, gate)
 
     return submit
 
@@ -156,18 +155,38 @@ def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
 
 
 def _run_job(
-    config: LabelConfig, dataset: str, job: UnitJob, label_references: list[Any], teacher: dict[str, str], gate: Any
+    config: LabelConfig, dataset: str, job: UnitJob, teacher: Any, identity: dict[str, str], gate: Any
 ) -> UnitResult:
-    import ray
-
     return label_unit(
         config,
         dataset,
         job,
-        labels=lambda: ray.get(label_references[0]),
-        teacher=teacher,
+        label_texts=lambda texts: _labels_of(teacher, texts),
+        teacher=identity,
         keeper=_GateHandle(gate) if gate else None,
     )
+
+
+def _labels_of(teacher: Any, texts: Sequence[str]) -> list[SoftLabel]:
+    """What the actor says of the texts, asked again for as long as it may be on its way back.
+
+    Its node may have died or be cut off; Ray notices after a minute and starts it elsewhere. Ray's own retries are
+    over long before that. Raises UserError where the teacher stays away: these texts may be what ends it.
+    """
+    import ray
+
+    started, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return ray.get(teacher.label.remote(texts))
+        except ray.exceptions.ActorUnavailableError as error:
+            if time.monotonic() - started > _TEACHER_PATIENCE_SECONDS:
+                raise UserError(
+                    f"teacher: it ended again and again over one unit, or did not come back: {_last_line(error)}",
+                    "see Ray's logs of it for the cause, such as too little memory; the same command goes on",
+                ) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)
 
 
 def _collect_finished(ray: Any, in_flight: list[Any], on_result: Callable[[UnitResult], None]) -> list[Any]:

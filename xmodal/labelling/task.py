@@ -64,11 +64,11 @@ def label_unit(
     dataset: str,
     job: UnitJob,
     *,
-    labels: Callable[[], Sequence[SoftLabel]],
+    label_texts: Callable[[Sequence[str]], Sequence[SoftLabel]],
     teacher: dict[str, str],
     keeper: Keeper | None,
 ) -> UnitResult:
-    """Fetch, label and commit. `labels()` gives the soft labels of the unit's posts, and may block.
+    """Fetch, label and commit. `label_texts` is the teacher's, told the texts of all posts of the unit; it may block.
 
     `keeper` holds the limits a host for the whole cluster; None where there are none.
     """
@@ -82,7 +82,7 @@ def label_unit(
         gate,
         unit_samples(
             job.records,
-            labels=labels,
+            label_texts=label_texts,
             teacher=teacher,
             base_url=config.base_url,
             fetch=config.fetch,

@@ -29,7 +29,7 @@ class UnitOutageError(Exception):
 async def unit_samples(
     records: Sequence[PostRecord],
     *,
-    labels: Callable[[], Sequence[SoftLabel]],
+    label_texts: Callable[[Sequence[str]], Sequence[SoftLabel]],
     teacher: dict[str, str],
     base_url: str | None,
     fetch: FetchConfig,
@@ -42,10 +42,10 @@ async def unit_samples(
 ) -> AsyncIterator[Sample]:
     """The samples of a unit in the order of its posts; what gives none is appended to `shard_failures`.
 
-    `labels()` gives the soft labels of the records that are posts, in their order; it may block. `teacher` is its name
-    and revision. `retried` are the pictures (post id, media number) that a round of retries tries again; None for all
-    of the unit. Raises UnitOutageError where every picture failed for reasons that may pass, such as a host that is
-    down, unless `commit_outages`; and where a round of retries found nothing.
+    `label_texts` gives a soft label for each text; it may block, and is told all texts at once while the pictures come
+    in. `teacher` is its name and revision. `retried` are the pictures (post id, media number) that a round of retries
+    tries again; None for all of the unit. Raises UnitOutageError where every picture failed for reasons that may pass,
+    such as a host that is down, unless `commit_outages`; and where a round of retries found nothing.
     """
     media, unusable = unit_media(records, base_url)
     if retried is None:
@@ -54,6 +54,8 @@ async def unit_samples(
         media = [one for one in media if (one[0].id, one[1]) in retried]
     posts = [record.post for record in records if record.post]
     label_of: dict[str, SoftLabel] = {}
+    labelling = asyncio.create_task(asyncio.to_thread(label_texts, [post.text for post in posts]))
+    labelling.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits where no picture came
     results = fetch_in_order([url for _, _, url in media], fetch, pictures, gate)
     place = 0
     async for result in results:
@@ -63,7 +65,7 @@ async def unit_samples(
             shard_failures.append(_fetch_failure(post, media_number, result))
             continue
         if not label_of:
-            soft_labels = await asyncio.to_thread(labels)
+            soft_labels = await labelling
             # The first of two posts with one id is the one whose pictures are kept.
             label_of = {post.id: label for post, label in reversed(list(zip(posts, soft_labels, strict=True)))}
         yield _sample(post, media_number, result, label_of[post.id], teacher, keep_text=keep_text)
