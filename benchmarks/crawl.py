@@ -90,8 +90,9 @@ def main() -> None:
                 threads=arguments.threads,
                 peers=peers,
             )
+            rounds = arguments.rounds or (5 if arguments.quick else 7)
             for case in arguments.cases:
-                run_case(case, setting, arguments.contenders, 5 if arguments.quick else 7, results)
+                run_case(case, setting, arguments.contenders, rounds, results)
     work = (
         f"{setting.num_urls} URLs a round and case, {len(SIZES) * NUM_OF_EACH} JPEGs that differ, of "
         f"{mean_bytes / 1000:.0f} kB in the mean and 320x240 to 1600x1200 pixels, {NUM_PROCESSES} processes, "
@@ -114,6 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", choices=(OURS, PEER), default=[OURS, PEER])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--num-urls", type=int, help="of a round")
+    parser.add_argument("--rounds", type=int, help="instead of 7 (or 5)")
     parser.add_argument("--threads", type=int, default=32, help="of each of img2dataset's processes")
     parser.add_argument(
         "--peers-environment", default=str(FOLDER / "crawl"), help="folder of img2dataset's environment"

@@ -108,6 +108,15 @@ def test_the_benchmark_of_crawling_checks_and_writes_its_report_without_the_peer
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
+def test_the_benchmark_of_label_memory_tells_of_every_kind_of_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    report = run("label_memory.py", tmp_path, "--few", "200", "--many", "400")
+    kinds = {f"{kind}_peak_mib" for kind in ("driver", "task", "teacher", "gate")}
+    assert {name: set(figures) for name, figures in report["results"].items()} == {"few": kinds, "many": kinds}
+    assert all(50 < values[0] < 2000 for figures in report["results"].values() for values in figures.values())
+    assert set(report["ratios"]) == {f"many / few: {kind}" for kind in kinds}
+
+
 def test_the_benchmark_of_teachers_checks_and_writes_its_report_with_a_made_model(tmp_path):
     report = run("teach.py", tmp_path, "--threads", "1")
     assert list(report["results"])[:2] == ["pipeline fp32", "xmodal fp32"]

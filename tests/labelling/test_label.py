@@ -419,8 +419,11 @@ def test_a_folder_of_other_tars_is_refused(labelled, tmp_path):
     assert len(list(dataset.iterdir())) == 1
 
 
-def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, tmp_path, ray_folder):
+@pytest.mark.parametrize("kind", ["transformers", "ensemble"])
+def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, tmp_path, ray_folder, kind):
     model = save_classifier(tmp_path / "tiny-bert")
+    classifier = {"kind": "transformers", "model": str(model)}
+    teacher = classifier if kind == "transformers" else {"kind": kind, "members": [classifier, {"kind": "lexicon"}]}
     urls = [server.answer(f"{number}.jpg", web.content(made.jpeg(seed=number))) for number in range(4)]
     texts = ["a great day!", "so sad", "it is\nthe day  ", "not good"]
     posts = [{"id": str(number), "text": texts[number], "media": [urls[number]]} for number in range(4)]
@@ -430,7 +433,7 @@ def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, t
         dataset=str(tmp_path / "dataset"),
         posts_per_unit=2,
         keep_text=True,
-        teacher={"kind": "transformers", "model": str(model), "num_actors": 2},
+        teacher=teacher | {"num_actors": 2},
         fetch={"allow_networks": label_command.LOOPBACK},
     )
     done = label_command.run([*label_command.LABEL, "--config", str(config)], label_command.environment(ray_folder))
@@ -438,13 +441,19 @@ def test_a_classifier_labels_on_ray_and_texts_are_kept_where_asked_for(server, t
 
     from xmodal.teacher.classifier import ClassifierTeacher
 
-    teacher = ClassifierTeacher(str(model))
+    read = ClassifierTeacher(str(model))
+    name, expected = "tiny-bert", read.label(texts)
+    if kind == "ensemble":
+        of_both = zip(expected, LexiconTeacher().label(texts), strict=True)
+        name = "mean of tiny-bert, vader"
+        expected = [tuple((a + b) / 2 for a, b in zip(*labels, strict=True)) for labels in of_both]
     found = members(tmp_path / "dataset")
     assert sorted(found) == sorted(f"{number}-0.{kind}" for number in range(4) for kind in ("jpg", "json", "txt"))
-    for number, label in enumerate(teacher.label(texts)):
+    for number, label in enumerate(expected):
         fields = json.loads(found[f"{number}-0.json"])
         assert fields["soft_label"] == pytest.approx(label, abs=2e-5)
-        assert fields["teacher"] == {"name": "tiny-bert", "revision": teacher.revision}
+        assert fields["teacher"]["name"] == name
+        assert read.revision in fields["teacher"]["revision"]
         assert found[f"{number}-0.txt"].decode() == texts[number]
     assert [told["reason"] for told in failures(tmp_path / "dataset")] == ["no_text"]
 

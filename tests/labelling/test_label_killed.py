@@ -5,10 +5,12 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import label_command
 import made_pictures as made
+import psutil
 import pytest
 import web_server as web
 
@@ -33,6 +35,41 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
         assert process.poll() is None, "the run ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_worker_that_ends_again_and_again_is_told_and_the_same_command_goes_on(server, tmp_path, ray_folder):
+    url = server.answer("slow.jpg", web.after(60, web.content(made.jpeg())))
+    posts = label_command.write_posts(tmp_path / "posts.jsonl", [{"id": "1", "text": "good", "media": [url]}])
+    command = [
+        *(*label_command.LABEL, f"--posts={posts}", f"--dataset={tmp_path / 'dataset'}"),
+        label_command.ALLOW_LOOPBACK,
+    ]
+    variables = label_command.environment(ray_folder)
+    with subprocess.Popen(
+        command, cwd=label_command.ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as driver:
+        try:
+            deadline = time.monotonic() + 120
+            while driver.poll() is None:
+                assert time.monotonic() < deadline
+                for process in psutil.Process(driver.pid).children(recursive=True):
+                    with suppress(psutil.Error):
+                        if process.cmdline()[:1] == ["ray::_run_job"]:
+                            process.kill()
+                time.sleep(0.1)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
+        assert driver.stderr
+        told = driver.stderr.read().splitlines()
+    assert driver.returncode == 2, told
+    assert [line for line in told if "Traceback" in line] == []
+    assert any(line.startswith("xmodal: a worker of Ray ended 6 times over one unit") for line in told), told
+    assert not list((tmp_path / "dataset").glob("*.tar"))
+    server.answer("slow.jpg", web.content(made.jpeg()))
+    again = label_command.run(command, variables)
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in (tmp_path / "dataset").glob("*.tar")] == ["000000.tar"]
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_bytes(server, tmp_path, ray_folder):

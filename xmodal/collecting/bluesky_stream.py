@@ -1,7 +1,7 @@
-"""Bluesky: a Jetstream, which is a plain websocket of JSON.
+"""Bluesky: a Jetstream (version 1), which is a plain websocket of JSON.
 
-Read by `websockets`: the SDK of the AT Protocol (atproto) follows the signed firehose only, which is many times the
-bytes, and has no client for Jetstreams.
+Read by `websockets`: the SDK of the AT Protocol (atproto 0.0.73) follows the signed firehose, which is many times the
+bytes, and Jetstreams of version 2 alone.
 """
 
 import json

@@ -119,9 +119,10 @@ def open_source(config: CollectConfig) -> Source:
 
         return BlueskyStream(config.bluesky, stall_seconds)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _CLIENTS:
+        client = (error.name or "").partition(".")[0]
+        if client not in _CLIENTS:
             raise
-        raise missing_extra(error.name or "") from error
+        raise missing_extra(client) from error
 
 
 def _arrivals(

@@ -90,8 +90,8 @@ def run_on_ray(
 ) -> None:
     """Have all jobs done, a bounded number at a time; `jobs` is read as they are handed out.
 
-    `on_result` is told of each as it ends. Raises UserError for a cluster that does not answer and a teacher that
-    cannot start.
+    `on_result` is told of each as it ends. Raises UserError for a cluster that does not answer, a teacher that cannot
+    start, and a job whose worker ends again and again.
     """
     # Ray takes seconds to import, and `xmodal --help` or a finished dataset need none of it.
     import ray
@@ -116,6 +116,11 @@ def run_on_ray(
             f"teacher.kind: {config.teacher.kind}: the teacher could not start: {_last_line(error)}",
             "check the teacher section of the config; `xmodal doctor` says what this machine has",
         ) from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+        raise UserError(
+            f"a worker of Ray ended {1 + _TASK_RETRIES} times over one unit: {_last_line(error)}",
+            "see Ray's logs; if memory is short, give the nodes fewer processors. The same command goes on",
+        ) from error
     finally:
         ray.shutdown()
 
@@ -128,7 +133,7 @@ def _submitter(ray: Any, config: LabelConfig, dataset: str) -> Callable[[UnitJob
         _TeacherActor
     )
     teachers = [teacher_class.remote(config.teacher) for _ in range(config.teacher.num_actors)]
-    identity = _common_identity(ray.get([teacher.identity.remote() for teacher in teachers]))
+    identity = _common_identity([_answer(teacher.identity.remote) for teacher in teachers])
     gate = _start_gate(ray, config.politeness) if config.politeness.has_limits else None
     task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_run_job)
 
@@ -161,24 +166,24 @@ def _run_job(
         config,
         dataset,
         job,
-        label_texts=lambda texts: _labels_of(teacher, texts),
+        label_texts=lambda texts: _answer(lambda: teacher.label.remote(texts)),
         teacher=identity,
         keeper=_GateHandle(gate) if gate else None,
     )
 
 
-def _labels_of(teacher: Any, texts: Sequence[str]) -> list[SoftLabel]:
-    """What the actor says of the texts, asked again for as long as it may be on its way back.
+def _answer(ask: Callable[[], Any]) -> Any:
+    """What a teacher says to a call of its actor, made again for as long as it may be on its way back.
 
     Its node may have died or be cut off; Ray notices after a minute and starts it elsewhere. Ray's own retries are
-    over long before that. Raises UserError where the teacher stays away: these texts may be what ends it.
+    over long before that. Raises UserError where the teacher stays away: what it was asked may be what ends it.
     """
     import ray
 
     started, pause = time.monotonic(), 0.5
     while True:
         try:
-            return ray.get(teacher.label.remote(texts))
+            return ray.get(ask())
         except ray.exceptions.ActorUnavailableError as error:
             if time.monotonic() - started > _TEACHER_PATIENCE_SECONDS:
                 raise UserError(
