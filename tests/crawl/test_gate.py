@@ -6,7 +6,7 @@ import pytest
 
 from xmodal.crawl import gate as gates
 from xmodal.crawl.gate import GateKeeper, SharedGate
-from xmodal.crawl.politeness import HostConfig, HostDownError, PolitenessConfig
+from xmodal.crawl.politeness import HostConfig, HostDownError, Over, PolitenessConfig
 
 
 def keeper(**settings: Any) -> GateKeeper:
@@ -131,7 +131,7 @@ def test_what_a_task_held_that_died_is_given_back_after_a_while(monkeypatch):
 
     async def run() -> float:
         shared = keeper(max_concurrent=1)
-        await shared.enter("dead", "a", 1)
+        await shared.enter("dead", "a", 1, 1)
         async with SharedGate(shared) as living, SharedGate(shared) as other:
             start = time.monotonic()
             await asyncio.wait_for(living.enter("a"), 5)
@@ -144,28 +144,73 @@ def test_what_a_task_held_that_died_is_given_back_after_a_while(monkeypatch):
     assert asyncio.run(run()) >= 0.2
 
 
-def test_what_a_task_is_given_after_it_died_is_given_back_too(monkeypatch):
+def test_tasks_that_died_while_they_waited_are_given_nothing(monkeypatch):
+    monkeypatch.setattr(gates, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(gates, "SILENT_SECONDS", 0.3)
+
+    async def run() -> list[int | None]:
+        shared = keeper(max_concurrent=2)
+        async with SharedGate(shared) as living, SharedGate(shared) as other:
+            await asyncio.gather(living.enter("a"), living.enter("a"))
+            # Their questions wait, and come to their turn long after anybody heard of them.
+            dead = [asyncio.create_task(shared.enter(f"dead{number}", "a", 1, 2)) for number in range(50)]
+            await asyncio.sleep(0.6)
+            await living.leave("a", answered=True)
+            await asyncio.wait_for(other.enter("a"), 1)
+            return await asyncio.wait_for(asyncio.gather(*dead), 1)
+
+    assert asyncio.run(run()) == [0] * 50
+
+
+def test_a_question_that_comes_twice_is_answered_once():
+    async def run() -> None:
+        shared = keeper(max_concurrent=2)
+        assert await shared.enter("one", "a", 1, 1) == 1
+        assert await shared.enter("one", "a", 1, 1) == 1
+        assert shared._clients["one"].held["a"] == 1
+        # Twice while it waits, and answered to both.
+        assert await shared.enter("other", "a", 1, 1) == 1
+        waiting = [asyncio.create_task(shared.enter("one", "a", 2, 1)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        await shared.leave("other", {"a": Over(answers=1)})
+        assert await asyncio.wait_for(asyncio.gather(*waiting), 5) == [1, 1]
+        assert shared._hosts["a"].limits.num_open == 2
+
+    asyncio.run(run())
+
+
+def test_a_report_that_comes_twice_or_late_counts_once():
+    async def run() -> None:
+        shared = keeper(max_concurrent=10)
+        assert await shared.enter("one", "a", 1, 10) == 10
+        for sums, num_open in [((3, 0), 7), ((3, 0), 7), ((5, 1), 4), ((3, 0), 4), ((6, 1), 3)]:
+            await shared.leave("one", {"a": Over(answers=sums[0], unknown=sums[1])})
+            assert shared._hosts["a"].limits.num_open == num_open
+
+    asyncio.run(run())
+
+
+def test_what_a_task_held_that_was_taken_for_dead_is_given_back_once(monkeypatch):
     monkeypatch.setattr(gates, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(gates, "SILENT_SECONDS", 0.3)
 
     async def run() -> None:
-        shared = keeper(max_concurrent=1)
-        async with SharedGate(shared) as living, SharedGate(shared) as other:
-            await living.enter("a")
-            # Its question waits, and is answered long after anybody heard of it.
-            dead = asyncio.create_task(shared.enter("dead", "a", 1))
-            await asyncio.sleep(0.6)
-            assert "dead" not in shared._heard
-            await living.leave("a", answered=True)
-            assert await asyncio.wait_for(dead, 5) == 1
-            await asyncio.wait_for(other.enter("a"), 5)
+        shared = keeper(max_concurrent=10)
+        assert await shared.enter("cut off", "a", 1, 10) == 10
+        async with SharedGate(shared) as living:
+            await asyncio.gather(*(living.enter("a") for _ in range(10)))
+            # It is back, and reports what it had under way.
+            await shared.leave("cut off", {"a": Over(answers=10)})
+            assert shared._hosts["a"].limits.num_open == 10
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(living.enter("a"), 0.2)
 
     asyncio.run(run())
 
 
 def test_a_keeper_that_fails_fails_those_who_wait():
     class Broken(GateKeeper):
-        async def enter(self, client: str, host: str, wanted: int) -> int:
+        async def enter(self, client: str, host: str, number: int, wanted: int) -> int | None:
             raise ConnectionError
 
     async def run() -> None:
@@ -178,6 +223,7 @@ def test_a_keeper_that_fails_fails_those_who_wait():
 
 def test_idle_hosts_are_forgotten_when_there_are_many(monkeypatch):
     monkeypatch.setattr(gates, "_MOST_HOSTS", 3)
+    monkeypatch.setattr(gates, "HEARTBEAT_SECONDS", 0.02)
 
     async def run() -> GateKeeper:
         shared, sent = keeper(), []

@@ -15,8 +15,14 @@ def limits(**settings: float) -> HostLimits:
     return HostLimits(PolitenessConfig(**(UNLIMITED | settings)))
 
 
+def end(host: HostLimits, over: Over, now: float) -> bool:
+    """Requests that were under way are over."""
+    host.release(min(over.num_requests, host.num_open))
+    return host.settle(over, now)
+
+
 def fail(host: HostLimits, count: int, now: float) -> bool:
-    return host.settle(Over(failures=count), now)
+    return end(host, Over(failures=count), now)
 
 
 @given(
@@ -53,7 +59,7 @@ def test_never_more_are_under_way_than_allowed(limit, steps):
             open_requests += host.admit(count, 0.0).granted
         else:
             over = min(count, open_requests)
-            host.settle(Over(answers=over), 0.0)
+            end(host, Over(answers=over), 0.0)
             open_requests -= over
         assert open_requests == host.num_open <= limit
     if host.num_open < limit:
@@ -64,15 +70,15 @@ def test_never_more_are_under_way_than_allowed(limit, steps):
 
 def test_a_pause_holds_for_all_and_ends():
     host = limits(max_pause_seconds=10.0)
-    host.settle(Over(answers=1, retry_after=5.0), 100.0)
-    host.settle(Over(answers=1, retry_after=1.0), 101.0)  # a shorter one does not shorten it
+    end(host, Over(answers=1, retry_after=5.0), 100.0)
+    end(host, Over(answers=1, retry_after=1.0), 101.0)  # a shorter one does not shorten it
     assert host.admit(1, 104.9).wait == pytest.approx(0.1)
     assert host.admit(1, 105.0).granted == 1
 
 
 def test_a_pause_longer_than_one_waits_gives_the_host_up_until_it_is_short_enough():
     host = limits(max_pause_seconds=10.0)
-    host.settle(Over(answers=1, retry_after=60.0), 0.0)
+    end(host, Over(answers=1, retry_after=60.0), 0.0)
     assert host.admit(1, 1.0).is_down
     assert not host.admit(1, 51.0).is_down
     assert host.admit(1, 60.0).granted == 1
@@ -97,7 +103,7 @@ def test_a_host_that_gives_no_answer_is_asked_by_one_request_now_and_then_until_
     # Given up, it is still asked now and then, and an answer opens it for all.
     while not host.admit(1, now).granted:
         now += 0.1
-    assert host.settle(Over(answers=1), now)
+    assert end(host, Over(answers=1), now)
     assert host.admit(5, now).granted == 5
 
 
@@ -106,13 +112,13 @@ def test_an_answer_between_failures_says_that_the_host_is_there():
     for _ in range(10):
         host.admit(3, 0.0)
         assert fail(host, 2, 0.0)
-        assert host.settle(Over(answers=1), 0.0)
+        assert end(host, Over(answers=1), 0.0)
 
 
 def test_pictures_that_stall_say_nothing_of_their_host():
     host = limits(failures_to_open=3)
     host.admit(20, 0.0)
-    assert host.settle(Over(unknown=20), 0.0)
+    assert end(host, Over(unknown=20), 0.0)
     assert host.admit(20, 0.0).granted == 20
 
 
@@ -121,11 +127,12 @@ def test_a_host_is_forgotten_only_when_nothing_is_lost():
     assert host.is_idle(0.0)
     host.admit(1, 0.0)
     assert not host.is_idle(0.5)
-    host.settle(Over(answers=1), 0.5)
+    end(host, Over(answers=1), 0.5)
     assert not host.is_idle(0.9)
     assert host.is_idle(1.0)
     fail(host, 1, 1.0)
     assert not host.is_idle(100.0)
+    assert host.is_idle(1000.0)  # given up long ago
 
 
 @pytest.mark.parametrize("host", ["", "https://a.org", "a.org/b", "A.org"])

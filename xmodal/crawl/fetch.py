@@ -21,9 +21,9 @@ from xmodal.crawl.spool import Spool
 
 log = logging.getLogger(__name__)
 
-# A unit is a task with one processor; the second thread decodes while the first waits for the interpreter. More would
-# take more memory: a picture of 50 million pixels is 200 MB while it is decoded.
-_NUM_DECODERS = 2
+# A unit is a task with one processor: a second thread would wait for it, and take more memory (a picture of 50 million
+# pixels is 200 MB while it is decoded).
+_NUM_DECODERS = 1
 # So many pictures are begun for each that may be requested: those that wait for their host keep none of the others.
 _BEGUN_PER_SLOT = 16
 # So many results may wait behind one that is slow; beyond so many bytes, on disk.

@@ -2,13 +2,19 @@
 
 One `GateKeeper` holds the state of all hosts. In a cluster it lives in one process; every fetching task has a
 `SharedGate`, which asks it for as many permits as it has requests waiting: not every request needs a message.
+
+Between the two, messages may come twice or late, and a task may die or be cut off at any point. So a question has a
+number, and is answered once; what a task reports are sums since its begin, not differences; and what a silent task held
+is taken back, once.
 """
 
 import asyncio
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from xmodal.crawl.politeness import HostDownError, HostLimits, Over, PolitenessConfig
@@ -21,64 +27,105 @@ _FLUSH_SECONDS = 0.02
 _MOST_HOSTS = 10_000
 
 
+@dataclass(kw_only=True)
+class _Client:
+    """What the keeper knows of a task."""
+
+    heard: float
+    """When it last said anything."""
+    held: Counter[str] = field(default_factory=Counter)
+    """Host → its requests under way."""
+    reported: dict[str, Over] = field(default_factory=dict)
+    """Host → the sums that it last reported."""
+    questions: dict[str, tuple[int, asyncio.Future[int | None]]] = field(default_factory=dict)
+    """Host → number of its last question, and the answer."""
+
+
 class GateKeeper:
     """The limits of all hosts. Clients are those who ask: what they hold is given back when they fall silent."""
 
     def __init__(self, config: PolitenessConfig) -> None:
         self._config = config
         self._hosts: dict[str, _Host] = {}
-        self._open: dict[str, Counter[str]] = {}
-        """Client → host → requests under way."""
-        self._heard: dict[str, float] = {}
-        self._swept = time.monotonic()
+        self._clients: dict[str, _Client] = {}
+        self._swept = self._evicted = time.monotonic()
 
-    async def enter(self, client: str, host: str, wanted: int) -> int:
-        """Wait until up to `wanted` requests may be sent; how many. 0 where the host is given up for now."""
+    async def enter(self, client: str, host: str, number: int, wanted: int) -> int | None:
+        """Wait until up to `wanted` requests may be sent; how many. None where the host is given up for now.
+
+        `number` is that of the client's question about this host: one that comes twice gets the same answer. 0 means
+        that the client was not heard of for long, and must ask anew.
+        """
+        known = self._hear(client)
+        question = known.questions.get(host)
+        if question is None or question[0] != number:
+            question = (number, asyncio.ensure_future(self._answer(client, host, wanted)))
+            known.questions[host] = question
+        return await asyncio.shield(question[1])
+
+    async def _answer(self, client: str, host: str, wanted: int) -> int | None:
         started = time.monotonic()
-        self._hear(client)
         state = self._host(host)
         state.num_waiting += 1
         try:
-            granted = await self._admit(state, wanted)
+            granted = await self._admit(state, client, wanted)
         finally:
             state.num_waiting -= 1
         state.seconds_waited += time.monotonic() - started
-        state.num_requests += granted
-        # It may have waited for long: whoever died meanwhile is found silent from now on, and gives it back.
-        self._hear(client)
-        self._open.setdefault(client, Counter())[host] += granted
+        if granted:
+            state.num_requests += granted
+            self._clients[client].held[host] += granted
         return granted
 
-    async def _admit(self, state: "_Host", wanted: int) -> int:
+    async def _admit(self, state: "_Host", client: str, wanted: int) -> int | None:
         # The lock makes a queue: who came first is served first.
         async with state.turn:
             while True:
-                admission = state.limits.admit(wanted, time.monotonic())
-                if admission.granted or admission.is_down:
+                now = time.monotonic()
+                if self._is_silent(client, now):
+                    return 0
+                admission = state.limits.admit(wanted, now)
+                if admission.granted:
                     return admission.granted
+                if admission.is_down:
+                    return None
                 await state.wait(min(admission.wait, HEARTBEAT_SECONDS))
-                await self._sweep()
+                self._sweep()
 
     async def leave(self, client: str, hosts: dict[str, Over]) -> bool:
-        """Requests of a client are over. Returns the verdict of `HostGate.leave` (of the last host, if several)."""
-        self._hear(client)
-        counts = True
-        held = self._open.setdefault(client, Counter())
-        for host, over in hosts.items():
+        """Requests of a client are over: their sums since its begin, for the hosts of which there is news.
+
+        Returns the verdict of `HostGate.leave` (of the last host, if several).
+        """
+        known, counts = self._hear(client), True
+        for host, sums in hosts.items():
             state = self._host(host)
-            held[host] -= over.num_requests
+            over = sums.since(known.reported.get(host, Over()))
+            if over.num_requests:  # else it came late, or twice
+                known.reported[host] = sums
+            # Of a client that was taken for dead, all has been given back before.
+            num_released = min(known.held[host], over.num_requests)
+            known.held[host] -= num_released
+            state.limits.release(num_released)
             counts = state.limits.settle(over, time.monotonic())
             state.changed()
         return counts
 
     async def forget(self, client: str) -> None:
         """A client has ended."""
-        self._heard.pop(client, None)
-        for host, num_open in self._open.pop(client, Counter()).items():
-            if num_open > 0:
-                state = self._host(host)
-                state.limits.settle(Over(unknown=num_open), time.monotonic())
-                state.changed()
+        if known := self._clients.get(client):
+            for _, answer in known.questions.values():
+                answer.cancel()
+        self._drop(client)
+
+    def _drop(self, client: str) -> None:
+        if known := self._clients.pop(client, None):
+            for host, num_held in known.held.items():
+                if num_held:
+                    state = self._host(host)
+                    state.limits.release(num_held)
+                    state.limits.settle(Over(unknown=num_held), time.monotonic())
+                    state.changed()
 
     def busiest(self, most: int) -> dict[str, tuple[int, float]]:
         """Of the `most` hosts that were asked most: requests, and seconds that clients waited for their turn."""
@@ -87,22 +134,28 @@ class GateKeeper:
 
     def _host(self, host: str) -> "_Host":
         if host not in self._hosts:
-            if len(self._hosts) >= _MOST_HOSTS:
-                now = time.monotonic()
+            now = time.monotonic()
+            if len(self._hosts) >= _MOST_HOSTS and now - self._evicted >= HEARTBEAT_SECONDS:
+                self._evicted = now
                 self._hosts = {name: state for name, state in self._hosts.items() if not state.is_idle(now)}
             self._hosts[host] = _Host(self._config.of(host))
         return self._hosts[host]
 
-    def _hear(self, client: str) -> None:
-        self._heard[client] = time.monotonic()
+    def _hear(self, client: str) -> _Client:
+        known = self._clients.setdefault(client, _Client(heard=0.0))
+        known.heard = time.monotonic()
+        return known
 
-    async def _sweep(self) -> None:
+    def _is_silent(self, client: str, now: float) -> bool:
+        return client not in self._clients or now - self._clients[client].heard > SILENT_SECONDS
+
+    def _sweep(self) -> None:
         """Give back what silent clients hold."""
         now = time.monotonic()
         if now - self._swept >= HEARTBEAT_SECONDS:
             self._swept = now
-            for client in [client for client, heard in self._heard.items() if now - heard > SILENT_SECONDS]:
-                await self.forget(client)
+            for client in [client for client in self._clients if self._is_silent(client, now)]:
+                self._drop(client)
 
 
 class _Host:
@@ -134,7 +187,7 @@ class _Host:
 class Keeper(Protocol):
     """How a `SharedGate` reaches the keeper, wherever it lives."""
 
-    async def enter(self, client: str, host: str, wanted: int) -> int:
+    async def enter(self, client: str, host: str, number: int, wanted: int) -> int | None:
         """`GateKeeper.enter`."""
 
     async def leave(self, client: str, hosts: dict[str, Over]) -> bool:
@@ -153,7 +206,11 @@ class SharedGate:
         self._waiting: dict[str, deque[asyncio.Future[bool]]] = {}
         """Host → who waits: True for a permit, False where the host is given up."""
         self._asking: dict[str, asyncio.Task[None]] = {}
-        self._over: dict[str, Over] = {}
+        self._num_questions = 0
+        self._sums: dict[str, Over] = {}
+        """Host → what became of all requests so far."""
+        self._news: set[str] = set()
+        """Hosts whose sums are not reported yet."""
         self._flushing: asyncio.Task[None] | None = None
         self._heart: asyncio.Task[None] | None = None
 
@@ -188,32 +245,44 @@ class SharedGate:
         """As `HostGate`."""
         if answered is False or retry_after is not None:
             # At once: others must know of it before they send more.
-            over = self._over.pop(host, Over())
-            over.add(answered=answered, retry_after=retry_after)
-            return await self._keeper.leave(self._client, {host: over})
+            self._add(host, answered=answered, retry_after=retry_after)
+            return await self._report([host])
         self._note(host, answered=answered)
         return True
 
     def _note(self, host: str, *, answered: bool | None) -> None:
-        self._over.setdefault(host, Over()).add(answered=answered)
+        self._add(host, answered=answered)
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush_soon())
+
+    def _add(self, host: str, *, answered: bool | None, retry_after: float | None = None) -> None:
+        self._sums.setdefault(host, Over()).add(answered=answered, retry_after=retry_after)
+        self._news.add(host)
+
+    async def _report(self, hosts: Collection[str]) -> bool:
+        # Copies: the keeper may live in this process, and these go on being added to.
+        sums = {host: replace(self._sums[host]) for host in hosts}
+        for host in hosts:
+            # A pause is asked for once, not in every report from then on.
+            self._sums[host].retry_after = None
+        self._news.difference_update(hosts)
+        return await self._keeper.leave(self._client, sums)
 
     async def _flush_soon(self) -> None:
         await asyncio.sleep(_FLUSH_SECONDS)
         self._flushing = None
-        over, self._over = self._over, {}
-        await self._keeper.leave(self._client, over)
+        await self._report(list(self._news))
 
     async def _ask(self, host: str, waiting: "deque[asyncio.Future[bool]]") -> None:
         """Ask for permits as long as anybody waits for some."""
         try:
             while waiting:
-                granted = await self._keeper.enter(self._client, host, len(waiting))
-                if not granted:
+                self._num_questions += 1
+                granted = await self._keeper.enter(self._client, host, self._num_questions, len(waiting))
+                if granted is None:
                     while waiting:
                         _answer(waiting.popleft(), permit=False)
-                for _ in range(granted):
+                for _ in range(granted or 0):
                     while waiting and waiting[0].done():
                         waiting.popleft()  # cancelled
                     if waiting:

@@ -121,6 +121,15 @@ class Over:
         """All of them."""
         return self.answers + self.failures + self.unknown
 
+    def since(self, earlier: "Over") -> "Over":
+        """What of these sums came after `earlier` ones; nothing where they are the earlier ones."""
+        return Over(
+            answers=max(0, self.answers - earlier.answers),
+            failures=max(0, self.failures - earlier.failures),
+            unknown=max(0, self.unknown - earlier.unknown),
+            retry_after=self.retry_after,
+        )
+
     def add(self, *, answered: bool | None, retry_after: float | None = None) -> None:
         """One more."""
         self.answers += answered is True
@@ -150,8 +159,9 @@ class HostLimits:
         return self._failures >= self._config.failures_to_open
 
     def is_idle(self, now: float) -> bool:
-        """Whether this state says no more than that of a host that was never asked."""
-        return not self.num_open and not self._failures and now >= max(self._next_at, self._paused_until)
+        """Whether this state says no more than that of a host that was never asked, or was given up long ago."""
+        failures_count = self._failures and now - self._failing_since <= self._config.patience_seconds
+        return not self.num_open and not failures_count and now >= max(self._next_at, self._paused_until)
 
     def admit(self, wanted: int, now: float) -> Admission:
         """How many of `wanted` requests may be sent now; they count as under way from here on."""
@@ -185,10 +195,13 @@ class HostLimits:
             return Admission(is_down=True)
         return Admission(wait=math.inf if self._probing else self._probe_at - now)
 
+    def release(self, num_requests: int) -> None:
+        """So many requests are no longer under way."""
+        self.num_open -= num_requests
+
     def settle(self, over: "Over", now: float) -> bool:
-        """Requests are over. Returns `HostGate.leave`'s verdict."""
+        """What became of requests that are over. Returns `HostGate.leave`'s verdict."""
         answers, failures, retry_after = over.answers, over.failures, over.retry_after
-        self.num_open = max(0, self.num_open - over.num_requests)
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + retry_after)
         if answers:
@@ -201,6 +214,6 @@ class HostLimits:
                 # A second, two, four …: doubled while the host stays away, up to half a minute.
                 self._probe_at = now + min(30.0, max(1.0, (now - self._failing_since)))
             self._probing = False
-        else:
+        elif over.unknown:
             self._probing = False
         return not self.is_failing

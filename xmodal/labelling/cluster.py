@@ -75,8 +75,8 @@ class _GateHandle:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def enter(self, client: str, host: str, wanted: int) -> int:
-        return await self._actor.enter.remote(client, host, wanted)
+    async def enter(self, client: str, host: str, number: int, wanted: int) -> int | None:
+        return await self._actor.enter.remote(client, host, number, wanted)
 
     async def leave(self, client: str, hosts: dict[str, Over]) -> bool:
         return await self._actor.leave.remote(client, hosts)
