@@ -68,6 +68,7 @@ def run_unit(plan: dict[str, Any], number: int) -> tuple[float, float]:
         label_texts=lambda texts: [(0.1, 0.2, 0.7)] * len(texts),
         teacher=teacher,
         keeper=None,
+        before_commit=lambda: None,
     )
     return start, time.time()
 

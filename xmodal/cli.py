@@ -87,7 +87,7 @@ def label(arguments: list[str]) -> None:
     if summary.retryable:
         failures += f"; --retry-failures tries {summary.retryable} of them again"
     _print_table(
-        f"Dataset {os.path.abspath(summary.dataset)}",
+        f"Dataset {summary.dataset}",
         [
             ("left out by select", rejected),
             ("posts", summary.posts),

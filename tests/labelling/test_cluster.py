@@ -19,7 +19,12 @@ def test_more_teachers_than_gpus_are_refused_instead_of_waiting_for_ever():
 
 
 def test_teachers_that_leave_no_processor_to_fetch_with_are_refused_instead_of_waiting_for_ever():
-    check_processors(TeacherConfig(num_actors=2, cpus_per_actor=0), 1)
-    check_processors(TeacherConfig(num_actors=2, cpus_per_actor=3), 7)
+    check_processors(TeacherConfig(num_actors=2, cpus_per_actor=0), [1])
+    check_processors(TeacherConfig(num_actors=2, cpus_per_actor=3), [3, 4])
     with pytest.raises(UserError, match="2 teachers of 3 processors leave none of the cluster's 6"):
-        check_processors(TeacherConfig(num_actors=2, cpus_per_actor=3), 6)
+        check_processors(TeacherConfig(num_actors=2, cpus_per_actor=3), [3, 3])
+
+
+def test_a_teacher_that_no_node_can_hold_is_refused_instead_of_waiting_for_ever():
+    with pytest.raises(UserError, match="3: no node of the cluster has so many processors"):
+        check_processors(TeacherConfig(num_actors=1, cpus_per_actor=3), [2, 2])

@@ -88,6 +88,15 @@ def test_pictures_that_are_there_now_come_into_shards_of_their_own(command, serv
     # And labelling again finds all of its units there.
     assert "6 (6 were there before)" in run(command, ray_folder)
 
+    # A unit that is to be made again goes with its rounds, which hold samples of it.
+    (dataset / "000000.tar").unlink()
+    done = label_command.run(command, label_command.environment(ray_folder))
+    label_command.assert_told_in_two_lines(done, "000000-retry1.tar", "000000.tar, is not there")
+    for path in dataset.glob("000000-retry*"):
+        path.unlink()
+    run(command, ray_folder)
+    assert keys(dataset, "000000.tar") == ["0-0", "1-0", "2-0"]
+
 
 def test_an_unfinished_dataset_is_finished_first(command, tmp_path, ray_folder):
     done = label_command.run([*command, "--retry-failures"], label_command.environment(ray_folder))

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import label_command
 import made_pictures as made
+import pytest
 import web_server as web
 
-from xmodal.labelling.progress import status_text
+from shards.errors import UserError
+from shards.storage import LocalStorage
+from xmodal.labelling.progress import InputCounts, Progress, status_text
+from xmodal.labelling.task import UnitResult
 
 STATUS = {
     "state": "running",
@@ -38,6 +42,24 @@ def test_a_running_run_is_told_with_its_rate():
 
 def test_a_run_that_is_silent_for_long_is_said_to_be():
     assert "not heard of for 900 s" in status_text("/data/set", STATUS, 9, now=2000.0)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"state": "running", "started": "now"}'])
+def test_a_status_that_is_none_is_told_in_two_lines(tmp_path, content):
+    (tmp_path / "status.json").write_text(content)
+    label_command.assert_told_in_two_lines(status(tmp_path), "status.json")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), UserError("no", "way"), FileNotFoundError()])
+def test_a_status_that_cannot_be_written_ends_no_run(error):
+    class Broken(LocalStorage):
+        def replace(self, name: str, content: bytes) -> None:
+            raise error
+
+    with Progress(Broken("/tmp"), "unit", InputCounts()) as progress:
+        progress.ended(UnitResult(name="000000", is_committed=True))
+        progress.ended(UnitResult(name="000001", is_committed=False, broken="ValueError: no"))
+    assert progress.broken == ["000001: ValueError: no"]
 
 
 def status(dataset: Path) -> "subprocess.CompletedProcess[str]":

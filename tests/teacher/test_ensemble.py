@@ -74,7 +74,7 @@ def test_the_members_of_a_yaml_file_are_read_and_pinned_in_the_recipe(tmp_path):
         MemberConfig(),
         MemberConfig(kind="transformers", model="m", precision="bf16"),
     ]
-    assert recipe_of(config)["teacher"]["members"] == [
+    assert recipe_of(config, [config.posts])["teacher"]["members"] == [
         {"kind": "lexicon"},
         {"kind": "transformers", "model": "m", "revision": None, "precision": "bf16"},
     ]

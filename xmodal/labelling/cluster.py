@@ -12,18 +12,26 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from shards.errors import UserError
+from shards.storage import open_storage
 from xmodal.crawl.gate import GateKeeper
 from xmodal.crawl.politeness import Over, PolitenessConfig
 from xmodal.labelling import metrics
-from xmodal.labelling.config import LabelConfig
+from xmodal.labelling.config import LabelConfig, check_recipe
 from xmodal.labelling.task import UnitJob, UnitResult, label_unit
 from xmodal.labels import SoftLabel
 from xmodal.teacher.teacher import Teacher, TeacherConfig, load_teacher
 
+log = logging.getLogger(__name__)
+
 _TASK_RETRIES = 5
 """A task that took so many nodes with it is likelier the cause than the victim."""
+_MOST_BROKEN_JOBS = 20
+"""So many jobs in a row that broke, and the run ends: it is not the jobs."""
+_SIZE_SECONDS = 10.0
+"""The cluster's size is looked at so often: nodes come and go."""
 _TEACHER_PATIENCE_SECONDS = 600.0
 """As long as it may take until a node is known to be dead and a large teacher is loaded on another one."""
+_LONG_ANSWER_SECONDS = 60.0
 _SHOWN_HOSTS = 20
 _METRICS_SECONDS = 5.0
 
@@ -39,9 +47,11 @@ class _TeacherActor:
             # Raised in here, it would reach the driver as a page of text; raised by `identity`, as what it is.
             self._problem = error
 
-    def label(self, texts: Sequence[str]) -> list[SoftLabel]:
+    def label(self, texts: Sequence[str], identity: dict[str, str]) -> list[SoftLabel]:
         if self._teacher is None:
             raise self._problem
+        # It may have been started again on another node.
+        _common_identity([identity, self.identity()])
         started, tokens_before = time.monotonic(), self._teacher.num_tokens
         labels = self._teacher.label(texts)
         num_tokens = self._teacher.num_tokens - tokens_before
@@ -86,49 +96,90 @@ class _GateHandle:
 
 
 def run_on_ray(
-    config: LabelConfig, dataset: str, jobs: Iterable[UnitJob], on_result: Callable[[UnitResult], None]
+    config: LabelConfig,
+    dataset: str,
+    recipe: dict[str, Any],
+    jobs: Iterable[UnitJob],
+    on_result: Callable[[UnitResult], None],
 ) -> None:
     """Have all jobs done, a bounded number at a time; `jobs` is read as they are handed out.
 
     `on_result` is told of each as it ends. Raises UserError for a cluster that does not answer, a teacher that cannot
-    start, and a job whose worker ends again and again.
+    start, and a dataset that was begun with another recipe.
     """
     # Ray takes seconds to import, and `xmodal --help` or a finished dataset need none of it.
     import ray
 
     _start_ray(config.ray_address)
     try:
-        submit = _submitter(ray, config, dataset)
-        limit = config.max_units_in_flight or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        in_flight: list[Any] = []
+        submit = _submitter(ray, config, dataset, recipe)
+        limit = _Limit(ray, config.max_units_in_flight)
+        in_flight: dict[Any, str] = {}
+        finished = _Finished(ray, on_result)
         for job in jobs:
-            while len(in_flight) >= limit:
-                in_flight = _collect_finished(ray, in_flight, on_result)
-            in_flight.append(submit(job))
+            while len(in_flight) >= limit.now():
+                finished.collect(in_flight)
+            in_flight[submit(job)] = job.name
         while in_flight:
-            in_flight = _collect_finished(ray, in_flight, on_result)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
+            finished.collect(in_flight)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ray.exceptions.ActorDiedError):
+            raise UserError(
+                f"teacher.kind: {config.teacher.kind}: the teacher could not start: {_last_line(cause)}",
+                "check the teacher section of the config; `xmodal doctor` says what this machine has",
+            ) from error
         raise
-    except ray.exceptions.ActorDiedError as error:
-        raise UserError(
-            f"teacher.kind: {config.teacher.kind}: the teacher could not start: {_last_line(error)}",
-            "check the teacher section of the config; `xmodal doctor` says what this machine has",
-        ) from error
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
-        raise UserError(
-            f"a worker of Ray ended {1 + _TASK_RETRIES} times over one unit: {_last_line(error)}",
-            "see Ray's logs; if memory is short, give the nodes fewer processors. The same command goes on",
-        ) from error
     finally:
         ray.shutdown()
 
 
-def _submitter(ray: Any, config: LabelConfig, dataset: str) -> Callable[[UnitJob], Any]:
+class _Limit:
+    """How many jobs may be in flight: what the config says, or two for each processor that the cluster has by now."""
+
+    def __init__(self, ray: Any, configured: int) -> None:
+        self._ray, self._configured = ray, configured
+        self._limit, self._looked = configured, float("-inf")
+
+    def now(self) -> int:
+        if not self._configured and time.monotonic() - self._looked > _SIZE_SECONDS:
+            self._limit = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            self._looked = time.monotonic()
+        return self._limit
+
+
+class _Finished:
+    """Tells of each job as it ends. One that broke costs itself alone, unless all do."""
+
+    def __init__(self, ray: Any, on_result: Callable[[UnitResult], None]) -> None:
+        self._ray, self._on_result = ray, on_result
+        self._num_broken = 0
+
+    def collect(self, in_flight: dict[Any, str]) -> None:
+        """Wait for one to end and take it out. Raises its error where it concerns all of them."""
+        (reference,), _ = self._ray.wait(list(in_flight), num_returns=1)
+        name = in_flight.pop(reference)
+        try:
+            result = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            self._num_broken += 1
+            of_all = isinstance(cause, UserError | self._ray.exceptions.ActorDiedError)
+            if of_all or self._num_broken >= _MOST_BROKEN_JOBS:
+                raise
+            log.debug("%s broke", name, exc_info=error)
+            result = UnitResult(name=name, is_committed=False, broken=f"{type(cause).__name__}: {_last_line(cause)}")
+        else:
+            self._num_broken = 0
+        self._on_result(result)
+
+
+def _submitter(ray: Any, config: LabelConfig, dataset: str, recipe: dict[str, Any]) -> Callable[[UnitJob], Any]:
     """Start the actors of a run. Returns what hands a job to Ray."""
     num_gpus = gpus_per_teacher(config.teacher, int(ray.cluster_resources().get("GPU", 0)))
-    check_processors(config.teacher, int(ray.cluster_resources().get("CPU", 0)))
+    check_processors(config.teacher, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
     teacher_class = ray.remote(num_cpus=config.teacher.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1)(
         _TeacherActor
     )
@@ -138,7 +189,7 @@ def _submitter(ray: Any, config: LabelConfig, dataset: str) -> Callable[[UnitJob
     task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_run_job)
 
     def submit(job: UnitJob) -> Any:
-        return task.remote(config, dataset, job, teachers[job.number % len(teachers)], identity, gate)
+        return task.remote(config, dataset, recipe, job, teachers[job.number % len(teachers)], identity, gate)
 
     return submit
 
@@ -160,15 +211,23 @@ def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
 
 
 def _run_job(
-    config: LabelConfig, dataset: str, job: UnitJob, teacher: Any, identity: dict[str, str], gate: Any
+    config: LabelConfig,
+    dataset: str,
+    recipe: dict[str, Any],
+    job: UnitJob,
+    teacher: Any,
+    identity: dict[str, str],
+    gate: Any,
 ) -> UnitResult:
     return label_unit(
         config,
         dataset,
         job,
-        label_texts=lambda texts: _answer(lambda: teacher.label.remote(texts)),
+        label_texts=lambda texts: _answer(lambda: teacher.label.remote(texts, identity)),
         teacher=identity,
         keeper=_GateHandle(gate) if gate else None,
+        # Another driver, with other settings, may have begun at the same time.
+        before_commit=lambda: check_recipe(open_storage(dataset), recipe),
     )
 
 
@@ -176,30 +235,22 @@ def _answer(ask: Callable[[], Any]) -> Any:
     """What a teacher says to a call of its actor, made again for as long as it may be on its way back.
 
     Its node may have died or be cut off; Ray notices after a minute and starts it elsewhere. Ray's own retries are
-    over long before that. Raises UserError where the teacher stays away: what it was asked may be what ends it.
+    over long before that. Raises ActorUnavailableError where it stays away: what it was asked may be what ends it.
     """
     import ray
 
-    started, pause = time.monotonic(), 0.5
+    away_since, pause = time.monotonic(), 0.5
     while True:
+        asked = time.monotonic()
         try:
             return ray.get(ask())
-        except ray.exceptions.ActorUnavailableError as error:
-            if time.monotonic() - started > _TEACHER_PATIENCE_SECONDS:
-                raise UserError(
-                    f"teacher: it ended again and again over one unit, or did not come back: {_last_line(error)}",
-                    "see Ray's logs of it for the cause, such as too little memory; the same command goes on",
-                ) from None
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() - asked > _LONG_ANSWER_SECONDS:
+                away_since = time.monotonic()  # it was there, and had others' texts to read
+            if time.monotonic() - away_since > _TEACHER_PATIENCE_SECONDS:
+                raise
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
-
-
-def _collect_finished(ray: Any, in_flight: list[Any], on_result: Callable[[UnitResult], None]) -> list[Any]:
-    """Wait for a job to end and tell of it; returns what is still in flight."""
-    finished, waiting = ray.wait(in_flight, num_returns=1)
-    for result in ray.get(finished):
-        on_result(result)
-    return waiting
 
 
 def _common_identity(identities: Sequence[dict[str, str]]) -> dict[str, str]:
@@ -213,8 +264,14 @@ def _common_identity(identities: Sequence[dict[str, str]]) -> dict[str, str]:
     return identities[0]
 
 
-def check_processors(config: TeacherConfig, num_cpus: int) -> None:
-    """Raise UserError where the teachers would leave none of the cluster's processors to the units."""
+def check_processors(config: TeacherConfig, cpus_of_nodes: Sequence[int]) -> None:
+    """Raise UserError where a teacher fits no node, or all of them would leave no processor to the units."""
+    num_cpus = sum(cpus_of_nodes)
+    if config.cpus_per_actor > max(cpus_of_nodes, default=0):
+        raise UserError(
+            f"teacher.cpus_per_actor: {config.cpus_per_actor}: no node of the cluster has so many processors",
+            f"give at most {max(cpus_of_nodes, default=0)}, or add larger nodes",
+        )
     if config.cpus_per_actor and config.num_actors * config.cpus_per_actor >= num_cpus:
         raise UserError(
             f"teacher.cpus_per_actor: {config.num_actors} teachers of {config.cpus_per_actor} processors leave none of "
@@ -247,7 +304,8 @@ def _start_ray(address: str | None) -> None:
             ray.init(address=address, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"ray_address: {address}: no Ray cluster answers", "start one by `ray start --head`"
+                f"ray_address: {address}: no Ray cluster answers",
+                "start one by `ray start --head`; check the port (6379 by default) and the cluster's RAY_AUTH_TOKEN",
             ) from error
     else:
         ray.init(
@@ -268,5 +326,5 @@ def _check_listener(address: str) -> None:
             raise ConnectionError(address) from error
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no more is known"])[-1]

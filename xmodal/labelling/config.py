@@ -1,6 +1,7 @@
 """The config of a label run, and the part of it that decides what the shards hold."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,10 +68,10 @@ def _is_web_url(url: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
-def recipe_of(config: LabelConfig) -> dict[str, Any]:
-    """All that decides what the shards hold, as plain values."""
+def recipe_of(config: LabelConfig, posts: Sequence[str]) -> dict[str, Any]:
+    """All that decides what the shards hold, as plain values. `posts` are the files."""
     return {
-        "posts_sha256": posts_fingerprint(config.posts, config.format),
+        "posts_sha256": posts_fingerprint(posts, config.format),
         "format": config.format,
         "select": asdict(config.select),
         "base_url": config.base_url,

@@ -3,10 +3,11 @@
 It may die at any point: run again, it goes on.
 """
 
+import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,15 @@ import pyarrow as pa
 from shards.dataset import ShardSummary, finish
 from shards.errors import UserError
 from shards.storage import LEFTOVER_AGE_SECONDS, Storage, open_storage
+from shards.writer import recover_failures
 from xmodal.labelling.cluster import run_on_ray
 from xmodal.labelling.config import LabelConfig, check_recipe, pin_recipe, recipe_of
 from xmodal.labelling.failures import OpenFailures
 from xmodal.labelling.progress import STATUS_NAME, InputCounts, Progress, read_status, status_text
 from xmodal.labelling.task import UnitJob
-from xmodal.labelling.units import unit_name
+from xmodal.labelling.units import unit_name, unit_of
 from xmodal.labels import histogram
+from xmodal.posts.files import find_files
 from xmodal.posts.readers import PostRecord, check_posts_file, read_posts, units
 from xmodal.posts.selection import selected
 
@@ -55,22 +58,18 @@ def label(config: LabelConfig) -> LabelSummary:
     Raises UserError for posts that cannot be read, a dataset made from other posts or settings, and, once all other
     units are committed, for units of which no picture could be had.
     """
-    storage, dataset, recipe = _open(config)
+    storage, dataset, posts, recipe = _open(config)
     pin_recipe(storage, recipe)
     done = {name.removesuffix(".tar") for name in storage.names(".tar")}
+    _check_rounds(storage, done)
     counts = InputCounts()
     jobs = (
         UnitJob(number=number, records=records)
-        for number, records in _read_units(config, counts)
+        for number, records in _read_units(config, posts, counts)
         if unit_name(number) not in done
     )
-    outages = _run(config, storage, dataset, jobs, "unit", counts)
-    if outages:
-        raise UserError(
-            f"{dataset}: units that wait for their pictures: {len(outages)}; the first is {outages[0]}",
-            "check that the hosts answer, base_url and fetch.allow_networks; the same command goes on with these "
-            "units. If the pictures are gone for good, give --commit_outages true",
-        )
+    progress = _run(config, storage, dataset, recipe, jobs, "unit", counts)
+    _refuse_waiting_units(dataset, progress.outages, progress.broken)
     return _finish(storage, dataset, recipe, counts, len(done))
 
 
@@ -80,28 +79,43 @@ def retry_failures(config: LabelConfig) -> LabelSummary:
     Nothing that is committed is touched. Units of which nothing could be had are left as they are. Raises UserError for
     a dataset that is not finished, and as `label`.
     """
-    storage, dataset, recipe = _open(config)
+    storage, dataset, posts, recipe = _open(config)
     if not storage.exists("dataset.json"):
         raise UserError(f"{dataset}: this dataset is not finished", "run `xmodal label` to its end first")
     check_recipe(storage, recipe)
+    for name in storage.names(".tar"):
+        # A writer may have died between a shard's commit and this.
+        recover_failures(storage, name.removesuffix(".tar"))
     failures = OpenFailures(storage)
     done = len(storage.names(".tar"))
     counts = InputCounts()
 
     def jobs() -> Iterator[UnitJob]:
-        for number, records in _read_units(config, counts):
+        for number, records in _read_units(config, posts, counts):
             name = unit_name(number)
             if retried := failures.retryable(name):
-                posts = {post_id for post_id, _ in retried}
+                post_ids = {post_id for post_id, _ in retried}
                 yield UnitJob(
                     number=number,
-                    records=[record for record in records if record.post and record.post.id in posts],
+                    records=[record for record in records if record.post and record.post.id in post_ids],
                     retry_round=failures.last_round(name) + 1,
                     retried=retried,
                 )
 
-    _run(config, storage, dataset, jobs(), "round of retries", counts)
+    progress = _run(config, storage, dataset, recipe, jobs(), "round of retries", counts)
+    _refuse_waiting_units(dataset, [], progress.broken)
     return _finish(storage, dataset, recipe, counts, done)
+
+
+def _check_rounds(storage: Storage, done: Collection[str]) -> None:
+    """Raise UserError for rounds of retries whose unit is gone: made again, it would hold their samples twice."""
+    for name in sorted(done):
+        unit = unit_of(name)
+        if unit is not None and unit not in done:
+            raise UserError(
+                f"{storage.url}/{name}.tar: the shard of its unit, {unit}.tar, is not there",
+                "restore it; or remove this one too, with what else has its name, to have the unit made again",
+            )
 
 
 def status(dataset: str) -> str:
@@ -123,28 +137,47 @@ def status(dataset: str) -> str:
     return status_text(storage.url, running, num_shards, time.time())
 
 
-def _open(config: LabelConfig) -> tuple[Storage, str, dict[str, Any]]:
-    check_posts_file(config.posts, config.format)
+def _open(config: LabelConfig) -> tuple[Storage, str, list[str], dict[str, Any]]:
+    """The dataset, where it lies, the files of posts, and the recipe."""
+    posts = find_files(config.posts)
+    check_posts_file(posts, config.format)
     dataset = resolve_dataset(config.dataset, os.environ)
-    return open_storage(dataset, create=True), dataset, recipe_of(config)
+    return open_storage(dataset, create=True), dataset, posts, recipe_of(config, posts)
 
 
 def _run(
-    config: LabelConfig, storage: Storage, dataset: str, jobs: Iterator[UnitJob], what: str, counts: InputCounts
-) -> list[str]:
-    """Have the jobs done and the progress shown. Returns what was not committed, and why."""
-    first = next(jobs, None)
-    if first is None:
-        log.info("%s: nothing is left to do", dataset)
-        return []
-
-    def all_jobs() -> Iterator[UnitJob]:
-        yield first
-        yield from jobs
-
+    config: LabelConfig,
+    storage: Storage,
+    dataset: str,
+    recipe: dict[str, Any],
+    jobs: Iterator[UnitJob],
+    what: str,
+    counts: InputCounts,
+) -> Progress:
+    """Have the jobs done and the progress shown."""
     with Progress(storage, what, counts) as progress:
-        run_on_ray(config, dataset, progress.watching(all_jobs()), progress.ended)
-    return progress.outages
+        first = next(jobs, None)
+        if first is None:
+            log.info("%s: nothing is left to do", dataset)
+        else:
+            all_jobs = progress.watching(itertools.chain([first], jobs))
+            run_on_ray(config, dataset, recipe, all_jobs, progress.ended)
+    return progress
+
+
+def _refuse_waiting_units(dataset: str, outages: Sequence[str], broken: Sequence[str]) -> None:
+    """Raise UserError where units were not committed."""
+    if broken:
+        raise UserError(
+            f"{dataset}: units that an error ended: {len(broken)}; the first is {broken[0]}",
+            "see Ray's logs for more. The same command tries these units again; all others are committed or wait",
+        )
+    if outages:
+        raise UserError(
+            f"{dataset}: units that wait for their pictures: {len(outages)}; the first is {outages[0]}",
+            "check that the hosts answer, base_url and fetch.allow_networks; the same command goes on with these "
+            "units. If the pictures are gone for good, give --commit_outages true",
+        )
 
 
 def _finish(
@@ -188,8 +221,10 @@ def resolve_dataset(dataset: str, environment: "os._Environ[str] | dict[str, str
     return os.path.abspath(dataset)
 
 
-def _read_units(config: LabelConfig, counts: InputCounts) -> Iterator[tuple[int, list[PostRecord]]]:
-    to_label = selected(read_posts(config.posts, config.format, counts.read), config.select, counts.rejected)
+def _read_units(
+    config: LabelConfig, posts: Sequence[str], counts: InputCounts
+) -> Iterator[tuple[int, list[PostRecord]]]:
+    to_label = selected(read_posts(posts, config.format, counts.read), config.select, counts.rejected)
     for number, records in units(to_label, config.posts_per_unit):
         counts.posts += len(records)
         counts.media += sum(len(record.post.media) for record in records if record.post)

@@ -25,6 +25,13 @@ STATUS_NAME = "status.json"
 """Lies in the dataset while a run is under way; a finished dataset has none."""
 _STATUS_SECONDS = 5.0
 _LOG_SECONDS = 10.0
+_STATUS_FIELDS = {
+    **dict.fromkeys(("started", "updated", "posts_read", "samples", "bytes"), int),
+    **dict.fromkeys(("units_in_flight", "units_committed", "units_waiting"), int),
+    "state": str,
+    "share_read": float,
+    "failures": dict,
+}
 SILENT_SECONDS = 60.0
 """A status file that is older was left by a run that has ended."""
 
@@ -54,7 +61,9 @@ class Progress:
         self._all_read = False
         self._failures: Counter[str] = Counter()
         self.outages: list[str] = []
-        """Jobs that were not committed, and why."""
+        """Jobs that wait for their pictures, and why."""
+        self.broken: list[str] = []
+        """Jobs that an error ended, and which."""
         self._bar = tqdm(unit=" units", file=sys.stderr, dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Progress":
@@ -68,7 +77,7 @@ class Progress:
             self._bar.close()
         if self._committed:
             self._tell()
-        self._write("stopped" if kind or self.outages else "running")
+        self._write("stopped" if kind or self.outages or self.broken else "finishing")
 
     def watching(self, jobs: Iterator[UnitJob]) -> Iterator[UnitJob]:
         """The same jobs, counted as they are handed out."""
@@ -85,8 +94,9 @@ class Progress:
             self._bytes += result.num_bytes
             self._failures += result.failures
         else:
-            log.warning("%s %s: %s; it waits for another run", self._what, result.name, result.outage)
-            self.outages.append(f"{result.name}: {result.outage}")
+            why = result.broken or result.outage
+            log.warning("%s %s: %s; it waits for another run", self._what, result.name, why)
+            (self.broken if result.broken else self.outages).append(f"{result.name}: {why}")
         now = time.time()
         if self._bar is not None:
             self._bar.total = self._expected_units()
@@ -95,6 +105,10 @@ class Progress:
         elif now - self._logged > _LOG_SECONDS:
             self._logged = now
             self._tell()
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self.outages) + len(self.broken)
 
     def _expected_units(self) -> int | None:
         """How many units there will be, by how much of the input those handed out took; None if that is not known."""
@@ -124,15 +138,15 @@ class Progress:
             "updated": round(time.time()),
             "posts_read": self._read.posts,
             "share_read": 1.0 if self._all_read else round(self._read.read.share(), 4),
-            "units_in_flight": self._handed_out - self._committed - len(self.outages),
+            "units_in_flight": self._handed_out - self._committed - self._num_waiting,
             "units_committed": self._committed,
-            "units_waiting": len(self.outages),
+            "units_waiting": self._num_waiting,
             "samples": self._samples,
             "bytes": self._bytes,
             "failures": dict(sorted(self._failures.copy().items())),
         }
         # A status that cannot be written ends no run: what is wrong with the storage, the units will tell.
-        with suppress(FileNotFoundError, UserError):
+        with suppress(OSError, UserError):
             self._storage.replace(STATUS_NAME, json.dumps(status, indent=2).encode() + b"\n")
 
 
@@ -142,7 +156,7 @@ def read_status(storage: Storage) -> dict[str, Any] | None:
         content = storage.read(STATUS_NAME)
     except FileNotFoundError:
         return None
-    return parse_json_object(content, f"{storage.url}/{STATUS_NAME}", "look again in some seconds")
+    return parse_json_object(content, f"{storage.url}/{STATUS_NAME}", "look again in some seconds", _STATUS_FIELDS)
 
 
 def status_text(url: str, status: Mapping[str, Any], num_shards: int, now: float) -> str:

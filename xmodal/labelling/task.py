@@ -57,6 +57,8 @@ class UnitResult:
     failures: Counter[str] = field(default_factory=Counter)
     outage: str | None = None
     """Why no picture of the unit could be had; then it is not committed."""
+    broken: str | None = None
+    """The error that ended it, likewise."""
 
 
 def label_unit(
@@ -67,10 +69,12 @@ def label_unit(
     label_texts: Callable[[Sequence[str]], Sequence[SoftLabel]],
     teacher: dict[str, str],
     keeper: Keeper | None,
+    before_commit: Callable[[], None],
 ) -> UnitResult:
     """Fetch, label and commit. `label_texts` is the teacher's, told the texts of all posts of the unit; it may block.
 
-    `keeper` holds the limits a host for the whole cluster; None where there are none.
+    `keeper` holds the limits a host for the whole cluster; None where there are none. `before_commit()` is called when
+    all samples are there, and may raise.
     """
     storage = open_storage(dataset, create=True)
     if storage.exists(f"{job.name}.tar"):
@@ -101,6 +105,7 @@ def label_unit(
         for sample in samples:
             num_bytes += len(sample.image)
             yield sample
+        before_commit()
 
     try:
         with drained(samples) as iterator:

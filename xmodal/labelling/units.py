@@ -17,6 +17,12 @@ def round_name(unit: str, retry_round: int) -> str:
     return f"{unit}-retry{retry_round}" if retry_round else unit
 
 
+def unit_of(name: str) -> str | None:
+    """The unit that a shard (without its ending) belongs to; None for a name that is none of ours."""
+    match = _NAME.fullmatch(name)
+    return match["unit"] if match else None
+
+
 def last_rounds(names: Iterable[str]) -> dict[str, int]:
     """Unit → its last round of retries, 0 for none, from the names of all shards (without their ending)."""
     rounds: dict[str, int] = {}

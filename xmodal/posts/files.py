@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.errors import UserError
@@ -12,12 +13,16 @@ ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 """What a file of posts ends with; all but .parquet may be compressed."""
 
 
-def find_files(posts: str) -> list[str]:
+def find_files(posts: str | Sequence[str]) -> list[str]:
     """The file that `posts` names, or the files of that folder, or those that it matches as a pattern, sorted.
+
+    A list of files is itself: a folder into which a collector writes is listed once.
 
     Of a folder, those with a known ending count, but for `.json`: beside posts, that is rather some program's notes.
     Raises UserError where there is none.
     """
+    if not isinstance(posts, str):
+        return list(posts)
     if os.path.isdir(posts):
         known = [path for path in Path(posts).iterdir() if ending_of(path.name) not in ("", ".json")]
         files = [str(path) for path in known if path.is_file()]

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shards.errors import UserError
@@ -49,7 +49,7 @@ class ReadShare:
 
 
 def read_posts(
-    posts: str, posts_format: PostsFormat = "auto", read_share: ReadShare | None = None
+    posts: str | Sequence[str], posts_format: PostsFormat = "auto", read_share: ReadShare | None = None
 ) -> Iterator[PostRecord]:
     """The records of a file, a folder or a pattern of files, one file after another, sorted by name.
 
@@ -74,7 +74,7 @@ def read_posts(
             )
 
 
-def check_posts_file(posts: str, posts_format: PostsFormat = "auto") -> None:
+def check_posts_file(posts: str | Sequence[str], posts_format: PostsFormat = "auto") -> None:
     """Raise UserError if there are no such files, or they cannot be of the format, or lack columns."""
     input_files = _input_files(posts, posts_format)
     if isinstance(input_files, T4saFiles):
@@ -94,7 +94,7 @@ def check_posts_file(posts: str, posts_format: PostsFormat = "auto") -> None:
             check_parquet(path)
 
 
-def posts_fingerprint(posts: str, posts_format: PostsFormat = "auto") -> str:
+def posts_fingerprint(posts: str | Sequence[str], posts_format: PostsFormat = "auto") -> str:
     """The sha256 (hex) of the file, or of the sha256 of each: other content means other units."""
     return fingerprint(_paths(_input_files(posts, posts_format)))
 
@@ -109,7 +109,7 @@ def units(records: Iterable[PostRecord], posts_per_unit: int) -> Iterator[tuple[
         yield number, unit
 
 
-def _input_files(posts: str, posts_format: PostsFormat) -> list[str] | T4saFiles:
+def _input_files(posts: str | Sequence[str], posts_format: PostsFormat) -> list[str] | T4saFiles:
     files = find_files(posts)
     if posts_format == "t4sa" or (posts_format == "auto" and any(is_t4sa_name(path) for path in files)):
         return t4sa_files(files)
