@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from shards.dataset import DescribeShard, name_newest, shard_names
 from shards.errors import UserError
 from shards.generations import generation_of, next_generation, older_generations
-from shards.index import build_index, key_and_extension, read_index
+from shards.index import build_index, index_name, key_and_extension, read_index
 from shards.json_object import parse_json_object
 from shards.storage import Storage
 from shards.tombstones import Tombstones, forgotten_rows
@@ -57,8 +57,8 @@ def scrub(
     older = older_generations(storage.names())
     for name in older:
         storage.delete(name)
-    stems = {name.removesuffix(".tar") for name in (*first_names, *older, *shard_names(storage))}
-    storage.discard_leftovers(leftover_age_seconds, {name for stem in stems for name in temporary_names(stem)})
+    tars = {name for name in (*first_names, *older, *shard_names(storage)) if name.endswith(".tar")}
+    storage.discard_leftovers(leftover_age_seconds, {name for tar in tars for name in _written_for(tar)})
     return ScrubSummary(samples=sum(counts), shards=sum(count > 0 for count in counts), deleted=len(older))
 
 
@@ -76,6 +76,12 @@ def without_samples(tar: bytes, keys: Collection[str]) -> bytes:
     members = b"".join(kept)
     end = len(members) + 2 * tarfile.BLOCKSIZE
     return members + bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE)
+
+
+def _written_for(tar_name: str) -> tuple[str, ...]:
+    """The names under which a writer of a shard begins temporary files."""
+    stem = tar_name.removesuffix(".tar")
+    return *temporary_names(stem), index_name(tar_name), f"{stem}.failures.jsonl"
 
 
 def _scrub_shard(storage: Storage, name: str, tombstones: Tombstones) -> int:

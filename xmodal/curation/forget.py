@@ -176,4 +176,5 @@ def _scrub(storage: Storage, tombstones: Tombstones) -> ScrubSummary:
             f"{storage.url}: `xmodal label` is at work on it; who is to be forgotten is recorded",
             f"let it end, or wait for {SILENT_SECONDS:.0f} s if it was killed; then run this again to scrub",
         )
-    return scrub(storage, tombstones, describe_shard, leftover_age_seconds=SILENT_SECONDS)
+    # A run that was killed has been silent for longer, so that its temporary files are older than this.
+    return scrub(storage, tombstones, describe_shard, leftover_age_seconds=SILENT_SECONDS / 2)
