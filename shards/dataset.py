@@ -1,19 +1,23 @@
 """A dataset: a folder of committed shards, and the summaries that `finish` derives from their indexes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from shards.errors import UserError
+from shards.generations import generation_of, newest_generations
 from shards.index import index_metadata, read_index
 from shards.json_object import parse_json_object
 from shards.storage import LEFTOVER_AGE_SECONDS, Storage
 from shards.writer import recover_failures, temporary_names
 
 SCHEMA_VERSION = 1
+
+DescribeShard = Callable[[pa.Table], dict[str, Any]]
+"""From the index of a shard to what `dataset.json` says of its samples, such as a histogram of their labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +38,15 @@ class ShardSummary:
 
 
 def shard_names(storage: Storage) -> list[str]:
-    """Names of the committed tars, sorted."""
-    return storage.names(".tar")
+    """Names of the committed tars, sorted; of one from which samples were scrubbed, only what it became."""
+    newest = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar"))
+    return sorted(f"{stem}.tar" for stem in newest.values())
 
 
 def finish(
     storage: Storage,
     *,
-    describe_shard: Callable[[pa.Table], dict[str, Any]],
+    describe_shard: DescribeShard,
     describe_dataset: Callable[[Sequence[ShardSummary]], dict[str, Any]],
 ) -> list[ShardSummary]:
     """Index every shard and write the summaries that other tools read; drop what dead writers left behind.
@@ -56,30 +61,51 @@ def finish(
         stem = name.removesuffix(".tar")
         recover_failures(storage, stem)
         committed.update(temporary_names(stem))
-        index = read_index(storage, name)
-        metadata = index_metadata(index)
-        summaries.append(
-            ShardSummary(
-                name=name,
-                samples=index.num_rows,
-                bytes=int(metadata["tar_bytes"]),
-                sha256=metadata["tar_sha256"],
-                description=describe_shard(index),
-            )
-        )
+        summaries.append(_summary(storage, name, describe_shard))
     storage.discard_leftovers(LEFTOVER_AGE_SECONDS, committed)
-    _write_json(storage, "_info.json", _timm_info(summaries))
-    _write_json(storage, "sizes.json", {shard.name: shard.samples for shard in summaries})
-    _write_json(
-        storage,
-        "dataset.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            **describe_dataset(summaries),
-            "shards": [shard.to_json() for shard in summaries],
-        },
-    )
+    document = {"schema_version": SCHEMA_VERSION, **describe_dataset(summaries)}
+    _write_summaries(storage, document | {"shards": [shard.to_json() for shard in summaries]})
     return summaries
+
+
+def name_newest(storage: Storage, describe_shard: DescribeShard) -> None:
+    """Let the summaries of a finished dataset speak of the newest generation of each shard; all else in them stays.
+
+    Until `dataset.json` is replaced, in one step, it speaks of the older ones, which must still be there.
+    """
+    document = read_dataset(storage)
+    newest = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar"))
+    shards = [_newest_entry(storage, shard, newest, describe_shard) for shard in document["shards"]]
+    if shards != document["shards"]:
+        _write_summaries(storage, document | {"shards": sorted(shards, key=lambda shard: shard["name"])})
+
+
+def _newest_entry(
+    storage: Storage, entry: dict[str, Any], newest: Mapping[str, str], describe_shard: DescribeShard
+) -> dict[str, Any]:
+    stem = entry["name"].removesuffix(".tar")
+    new_stem = newest.get(generation_of(stem)[0], stem)
+    return entry if new_stem == stem else entry | _summary(storage, f"{new_stem}.tar", describe_shard).to_json()
+
+
+def _summary(storage: Storage, name: str, describe_shard: DescribeShard) -> ShardSummary:
+    index = read_index(storage, name)
+    metadata = index_metadata(index)
+    return ShardSummary(
+        name=name,
+        samples=index.num_rows,
+        bytes=int(metadata["tar_bytes"]),
+        sha256=metadata["tar_sha256"],
+        description=describe_shard(index),
+    )
+
+
+def _write_summaries(storage: Storage, document: dict[str, Any]) -> None:
+    """`document` last, since it is what says that the dataset is finished."""
+    shards = document["shards"]
+    _write_json(storage, "_info.json", _timm_info(shards))
+    _write_json(storage, "sizes.json", {shard["name"]: shard["samples"] for shard in shards})
+    _write_json(storage, "dataset.json", document)
 
 
 def read_dataset(storage: Storage) -> dict[str, Any]:
@@ -105,14 +131,14 @@ def read_dataset(storage: Storage) -> dict[str, Any]:
     return dataset
 
 
-def _timm_info(summaries: list[ShardSummary]) -> dict[str, Any]:
+def _timm_info(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "splits": {
             "train": {
                 "name": "train",
-                "num_samples": sum(shard.samples for shard in summaries),
-                "filenames": [shard.name for shard in summaries],
-                "shard_lengths": [shard.samples for shard in summaries],
+                "num_samples": sum(shard["samples"] for shard in shards),
+                "filenames": [shard["name"] for shard in shards],
+                "shard_lengths": [shard["samples"] for shard in shards],
             }
         }
     }

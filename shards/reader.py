@@ -154,7 +154,8 @@ class SampleReader:
             return error
         except FileNotFoundError:
             raise UserError(
-                f"{shard.url}: this shard of the view is not there", "restore it, or curate a new view"
+                f"{shard.url}: this shard of the view is not there",
+                "curate a new view, if posts were scrubbed from the dataset since; else restore it",
             ) from None
         except OSError as error:
             raise UserError(

@@ -10,9 +10,12 @@ import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.index import IMAGE_EXTENSIONS, IndexRows, write_index
+import pyarrow as pa
+
+from shards.index import IMAGE_EXTENSIONS, IndexRows, build_index, index_metadata, write_index
 from shards.storage import TEMPORARY_PREFIX, Storage, told_to_user
 
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9_%-]{1,230}")
@@ -112,19 +115,41 @@ def write_shard(
             for sample in samples:
                 _write_sample(tar, sample, rows)
             tar.end()
-        sha256 = tar.sha256.hexdigest()
-        staged = _staged_failures_name(name, sha256)
-        _delete_companions_of_removed_tar(storage, name)
-        storage.replace(staged, _to_json_lines(failures or ()))
-        won = storage.commit(temporary, f"{name}.tar")
+        index = rows.table(tar_bytes=tar.size, tar_sha256=tar.sha256.hexdigest())
+        won = _commit(storage, name, temporary, index, _to_json_lines(failures or ()))
     finally:
         storage.discard(temporary)
+    return CommittedShard(name=name, num_samples=len(tar.keys), won=won)
+
+
+def write_tar(storage: Storage, name: str, tar: bytes, failures: bytes) -> bool:
+    """Commit the bytes of a whole tar as `<name>.tar`, with the lines of its failures file.
+
+    Returns False if another writer had committed this shard before; then that one stands.
+    """
+    index = build_index(tar, f"{storage.url}/{name}.tar")
+    temporary = storage.new_temporary(f"{name}.tar")
+    try:
+        with told_to_user(temporary.parent):
+            temporary.write_bytes(tar)
+        return _commit(storage, name, temporary, index, failures)
+    finally:
+        storage.discard(temporary)
+
+
+def _commit(storage: Storage, name: str, temporary: Path, index: pa.Table, failures: bytes) -> bool:
+    """Make a tar that was written to `temporary` visible, then its index and failures."""
+    sha256 = index_metadata(index)["tar_sha256"]
+    staged = _staged_failures_name(name, sha256)
+    _delete_companions_of_removed_tar(storage, name)
+    storage.replace(staged, failures)
+    won = storage.commit(temporary, f"{name}.tar")
     if won:
         # Not needed: `read_index` would make the same one. But it would read the whole tar for it.
-        write_index(storage, f"{name}.tar", rows.table(tar_bytes=tar.size, tar_sha256=sha256))
+        write_index(storage, f"{name}.tar", index)
     recover_failures(storage, name, sha256 if won else None)
     storage.delete(staged)
-    return CommittedShard(name=name, num_samples=len(tar.keys), won=won)
+    return won
 
 
 def _delete_companions_of_removed_tar(storage: Storage, name: str) -> None:

@@ -89,7 +89,7 @@ def label(arguments: list[str]) -> None:
     _print_table(
         f"Dataset {summary.dataset}",
         [
-            ("left out by select", rejected),
+            ("left out", rejected),
             ("posts", summary.posts),
             ("pictures named by them", summary.media),
             ("samples", summary.samples),
@@ -156,6 +156,53 @@ def demo(arguments: list[str]) -> None:
     print(summary)
 
 
+def forget(arguments: list[str]) -> None:
+    """Posts and authors → out of a dataset (`xmodal forget --posts FILE --authors FILE [--scrub] DATASET`)."""
+    from xmodal.curation.forget import forget as run
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_FORGET_USAGE)
+        return
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("dataset", nargs="?")
+    parser.add_argument("--posts")
+    parser.add_argument("--authors")
+    parser.add_argument("--reason", default="")
+    parser.add_argument("--scrub", action="store_true")
+    parsed = _parse(parser, arguments, "see `xmodal forget --help`")
+    if parsed.dataset is None:
+        raise UserError("command line: no dataset", "see `xmodal forget --help`")
+    if parsed.posts is None and parsed.authors is None and not parsed.scrub:
+        raise UserError("command line: nobody to forget", "give --posts FILE, --authors FILE or --scrub")
+    summary = run(
+        parsed.dataset, posts=parsed.posts, authors=parsed.authors, reason=parsed.reason, take_out=parsed.scrub
+    )
+    rows: list[tuple[str, object]] = [
+        ("posts to forget", f"{len(summary.all.post_ids)} ({len(summary.new.post_ids)} of them new)"),
+        ("authors to forget", f"{len(summary.all.authors)} ({len(summary.new.authors)} of them new)"),
+        ("their samples", f"{summary.samples}, which later views leave out"),
+    ]
+    if summary.unknown_authors:
+        rows.append(("author not known", f"{summary.unknown_authors} samples, which can be forgotten by post alone"))
+    if summary.scrubbed is None:
+        rows.append(("scrubbed", "no; --scrub takes their pictures out of the shards"))
+    else:
+        done = summary.scrubbed
+        rows.append(("scrubbed", f"{done.samples} samples out of {done.shards} shards; {done.deleted} files deleted"))
+    _print_table(f"Dataset {parsed.dataset}", rows)
+
+
+_FORGET_USAGE = """\
+usage: xmodal forget [--posts FILE] [--authors FILE] [--reason TEXT] [--scrub] DATASET
+
+  --posts FILE    ids of posts, one a line; or a file of `deleted/` that `xmodal collect` wrote, or that folder
+  --authors FILE  authors, likewise, as posts name them
+  --reason TEXT   kept with them, and the time
+  --scrub         also take the samples of all that are to be forgotten out of the shards, for good
+
+Later views leave them out, and older views that hold them are refused. See docs/forgetting.md."""
+
+
 def shards(arguments: list[str]) -> int:
     """Any WebDataset: list its shards, check them, index them (`xmodal shards ls|verify|index URL`)."""
     from shards.inspection import find_shards, measure_shards, verify_shards
@@ -206,17 +253,22 @@ def _url_and_workers(arguments: list[str]) -> tuple[str, int]:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--num_workers", type=int, default=0)
-    try:
-        parsed, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(f"command line: {error}", "see `xmodal shards --help`") from error
-    if unknown:
-        raise UserError(f"command line: {unknown[0]}: no such setting", "see `xmodal shards --help`")
+    parsed = _parse(parser, arguments, "see `xmodal shards --help`")
     if parsed.url is None:
         raise UserError("command line: no URL of shards", "see `xmodal shards --help`")
     if parsed.num_workers < 0:
         raise UserError(f"command line: num_workers: {parsed.num_workers} must be at least 0", "give --num_workers 4")
     return parsed.url, parsed.num_workers
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str], remedy: str) -> argparse.Namespace:
+    try:
+        parsed, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"command line: {error}", remedy) from error
+    if unknown:
+        raise UserError(f"command line: {unknown[0]}: no such setting", remedy)
+    return parsed
 
 
 def doctor(arguments: list[str]) -> int:
@@ -237,7 +289,7 @@ def doctor(arguments: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
-    for verb in (collect, label, curate, train, evaluate, report, demo, shards, doctor)
+    for verb in (collect, label, curate, train, evaluate, report, demo, forget, shards, doctor)
 }
 
 

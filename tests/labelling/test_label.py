@@ -31,7 +31,7 @@ TRIES = 2
 MAX_BYTES = 100_000
 FIELDS = (
     *("soft_label", "teacher", "post_id", "url", "sha256", "pdq", "width", "height"),
-    *("lang", "created_at", "source"),
+    *("lang", "created_at", "source", "author"),
 )
 SECRET = "zebrafish"
 """A word of every text, to be looked for where no text may be."""
@@ -54,7 +54,7 @@ def post(post_id: Any, *urls: str, **changes: Any) -> bytes:
 
 def failure(reason: str, post_id: str | None = None, **changes: Any) -> dict[str, Any]:
     number = 0 if "url" in changes else None
-    input_place = {"file": None, "line": None, "detail": None}
+    input_place = {"author": None, "file": None, "line": None, "detail": None}
     plain = {"media_number": number, "url": None, "http_status": None, "retryable": False, "tries": 0} | input_place
     return {"post_id": post_id, "reason": reason} | plain | changes
 
@@ -300,10 +300,10 @@ def test_the_json_of_a_sample_holds_what_the_design_says(labelled):
             assert fields["sha256"] == hashlib.sha256(found[f"{key}.{extension}"]).hexdigest()
             assert re.fullmatch("[0-9a-f]{64}", fields["pdq"])
             assert (fields["width"], fields["height"]) == (width, height)
-    optional = ("lang", "created_at", "source")
+    optional = ("lang", "created_at", "source", "author")
     described, plain = json.loads(found["described-0.json"]), json.loads(found["plain-0.json"])
-    assert [described[name] for name in optional] == ["en", "1577923200", "dump"]
-    assert [plain[name] for name in optional] == ["", "", ""]
+    assert [described[name] for name in optional] == ["en", "1577923200", "dump", "ada"]
+    assert [plain[name] for name in optional] == ["", "", "", ""]
 
 
 def test_of_two_posts_with_one_id_the_first_one_counts(labelled):
@@ -498,7 +498,7 @@ def test_units_are_cut_over_the_selected_posts_of_a_folder_of_pages(server, tmp_
     ]
     rejected = {"language": 1, "not_a_photo": 1, "repost": 1, "too_few_words": 1}
     assert json.loads((dataset / "dataset.json").read_text())["rejected"] == rejected
-    assert re.search(r"left out by select +1 language, 1 not_a_photo, 1 repost, 1 too_few_words\n", done.stdout)
+    assert re.search(r"left out +1 language, 1 not_a_photo, 1 repost, 1 too_few_words\n", done.stdout)
 
 
 def test_a_teacher_that_cannot_be_loaded_is_told_in_two_lines(tmp_path, ray_folder):

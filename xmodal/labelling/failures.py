@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from shards.generations import newest_generations
 from shards.storage import Storage
 from xmodal.labelling.units import last_rounds, open_failures, round_name
 
@@ -16,7 +17,8 @@ class OpenFailures:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         # By the tars: a round of which no tar was committed has not happened.
-        self._rounds = last_rounds(name.removesuffix(".tar") for name in storage.names(".tar"))
+        self._newest = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar"))
+        self._rounds = last_rounds(self._newest)
         self._files = set(storage.names(_ENDING))
 
     def last_round(self, unit: str) -> int:
@@ -48,6 +50,7 @@ class OpenFailures:
         return reasons, retryable
 
     def _read(self, name: str) -> list[dict[str, Any]]:
-        if f"{name}{_ENDING}" not in self._files:
+        file = self._newest.get(name, name) + _ENDING
+        if file not in self._files:
             return []
-        return [json.loads(line) for line in self._storage.read(f"{name}{_ENDING}").splitlines()]
+        return [json.loads(line) for line in self._storage.read(file).splitlines()]

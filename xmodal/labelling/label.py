@@ -11,19 +11,19 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from shards.dataset import ShardSummary, finish
+from shards.dataset import ShardSummary, finish, shard_names
 from shards.errors import UserError
+from shards.generations import newest_generations
 from shards.storage import LEFTOVER_AGE_SECONDS, Storage, open_storage
+from shards.tombstones import Tombstones, read_tombstones
 from shards.writer import recover_failures
 from xmodal.labelling.cluster import run_on_ray
 from xmodal.labelling.config import LabelConfig, check_recipe, pin_recipe, recipe_of
 from xmodal.labelling.failures import OpenFailures
 from xmodal.labelling.progress import STATUS_NAME, InputCounts, Progress, read_status, status_text
+from xmodal.labelling.summaries import describe_shard, one_teacher
 from xmodal.labelling.task import UnitJob
 from xmodal.labelling.units import unit_name, unit_of
-from xmodal.labels import histogram
 from xmodal.posts.files import find_files
 from xmodal.posts.readers import PostRecord, check_posts_file, read_posts, units
 from xmodal.posts.selection import selected
@@ -41,7 +41,7 @@ class LabelSummary:
     media: int
     """Pictures that the posts name."""
     rejected: dict[str, int]
-    """Rule of `select` → how many posts it left out."""
+    """Rule of `select` → how many posts it left out; `forgotten` counts those of the tombstones."""
     samples: int
     failures: dict[str, int]
     """Reason → how many posts or pictures have no sample for it."""
@@ -60,12 +60,12 @@ def label(config: LabelConfig) -> LabelSummary:
     """
     storage, dataset, posts, recipe = _open(config)
     pin_recipe(storage, recipe)
-    done = {name.removesuffix(".tar") for name in storage.names(".tar")}
+    done = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar")).keys()
     _check_rounds(storage, done)
     counts = InputCounts()
     jobs = (
         UnitJob(number=number, records=records)
-        for number, records in _read_units(config, posts, counts)
+        for number, records in _read_units(config, posts, counts, read_tombstones(storage))
         if unit_name(number) not in done
     )
     progress = _run(config, storage, dataset, recipe, jobs, "unit", counts)
@@ -83,24 +83,23 @@ def retry_failures(config: LabelConfig) -> LabelSummary:
     if not storage.exists("dataset.json"):
         raise UserError(f"{dataset}: this dataset is not finished", "run `xmodal label` to its end first")
     check_recipe(storage, recipe)
-    for name in storage.names(".tar"):
+    for name in shard_names(storage):
         # A writer may have died between a shard's commit and this.
         recover_failures(storage, name.removesuffix(".tar"))
     failures = OpenFailures(storage)
-    done = len(storage.names(".tar"))
+    done = len(shard_names(storage))
     counts = InputCounts()
+    tombstones = read_tombstones(storage)
 
     def jobs() -> Iterator[UnitJob]:
-        for number, records in _read_units(config, posts, counts):
+        for number, records in _read_units(config, posts, counts, tombstones):
             name = unit_name(number)
-            if retried := failures.retryable(name):
-                post_ids = {post_id for post_id, _ in retried}
-                yield UnitJob(
-                    number=number,
-                    records=[record for record in records if record.post and record.post.id in post_ids],
-                    retry_round=failures.last_round(name) + 1,
-                    retried=retried,
-                )
+            retried = failures.retryable(name)
+            post_ids = {post_id for post_id, _ in retried}
+            # None is left where they were all forgotten meanwhile.
+            if left := [record for record in records if record.post and record.post.id in post_ids]:
+                round_number = failures.last_round(name) + 1
+                yield UnitJob(number=number, records=left, retry_round=round_number, retried=retried)
 
     progress = _run(config, storage, dataset, recipe, jobs(), "round of retries", counts)
     _refuse_waiting_units(dataset, [], progress.broken)
@@ -124,7 +123,7 @@ def status(dataset: str) -> str:
     Raises UserError where there is no dataset.
     """
     storage = open_storage(dataset)
-    num_shards = len(storage.names(".tar"))
+    num_shards = len(shard_names(storage))
     running = read_status(storage)
     if running is None:
         if storage.exists("dataset.json"):
@@ -186,9 +185,9 @@ def _finish(
     check_recipe(storage, recipe)  # a run with other settings may have begun at the same time
     shards = finish(
         storage,
-        describe_shard=_describe_shard,
+        describe_shard=describe_shard,
         describe_dataset=lambda shards: {
-            "teacher": _one_teacher(shards),
+            "teacher": one_teacher(shards),
             "recipe": recipe,
             "rejected": dict(sorted(counts.rejected.items())),
         },
@@ -222,24 +221,19 @@ def resolve_dataset(dataset: str, environment: "os._Environ[str] | dict[str, str
 
 
 def _read_units(
-    config: LabelConfig, posts: Sequence[str], counts: InputCounts
+    config: LabelConfig, posts: Sequence[str], counts: InputCounts, tombstones: Tombstones
 ) -> Iterator[tuple[int, list[PostRecord]]]:
+    """The units, the same ones whoever is forgotten: what a unit is made of decides where its shard is looked for."""
     to_label = selected(read_posts(posts, config.format, counts.read), config.select, counts.rejected)
-    for number, records in units(to_label, config.posts_per_unit):
+    for number, all_records in units(to_label, config.posts_per_unit):
+        records = [record for record in all_records if not _is_forgotten(record, tombstones)]
+        if len(records) < len(all_records):
+            counts.rejected["forgotten"] += len(all_records) - len(records)
         counts.posts += len(records)
         counts.media += sum(len(record.post.media) for record in records if record.post)
         yield number, records
 
 
-def _describe_shard(index: pa.Table) -> dict[str, Any]:
-    if not index.num_rows:
-        return {"label_histogram": histogram([]), "teacher": None}
-    return {"label_histogram": histogram(index["soft_label"].to_pylist()), "teacher": index["teacher"][0].as_py()}
-
-
-def _one_teacher(shards: Sequence[ShardSummary]) -> dict[str, str] | None:
-    """The teacher of all shards; an upgrade of it between two runs is worth a warning, the labels may differ."""
-    teachers = [shard.description["teacher"] for shard in shards if shard.description["teacher"]]
-    if any(teacher != teachers[0] for teacher in teachers):
-        log.warning("the shards were labelled by more than one revision of the teacher; dataset.json says which")
-    return teachers[0] if teachers else None
+def _is_forgotten(record: PostRecord, tombstones: Tombstones) -> bool:
+    post = record.post
+    return tombstones.hold(post.id, post.author) if post else tombstones.hold(record.post_id, None)

@@ -44,7 +44,7 @@ class InputCounts:
     posts: int = 0
     media: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    """Rule of `select` → how many posts it left out."""
+    """Rule of `select` → how many posts it left out; `forgotten` counts those of the tombstones."""
 
 
 class Progress:

@@ -88,7 +88,7 @@ def unit_media(
             unusable.append(_record_failure(record, record.post_id, record.reason or ""))
         elif post.id in seen:
             # Two samples of one key in one tar would be read as one.
-            unusable.append(_record_failure(record, post.id, "duplicate_post"))
+            unusable.append(_record_failure(record, post.id, "duplicate_post", post.author))
         else:
             seen.add(post.id)
             for number, picture in enumerate(post.media):
@@ -98,6 +98,7 @@ def unit_media(
                     unusable.append(
                         failure_record(
                             post_id=post.id,
+                            author=post.author,
                             media_number=number,
                             reason="media_not_included" if picture.type == "missing" else "not_a_photo",
                             url=picture.url,
@@ -132,6 +133,7 @@ def failure_record(
     *,
     reason: str,
     post_id: str | None = None,
+    author: str | None = None,
     media_number: int | None = None,
     url: str | None = None,
     file: str | None = None,
@@ -141,9 +143,13 @@ def failure_record(
     retryable: bool = False,
     tries: int = 0,
 ) -> dict[str, Any]:
-    """One line of a failures file. `file` and `line` are the input's, where a whole post gave nothing."""
+    """One line of a failures file. `file` and `line` are the input's, where a whole post gave nothing.
+
+    `author` is there to be forgotten by.
+    """
     return {
         "post_id": post_id,
+        "author": author,
         "media_number": media_number,
         "url": url,
         "file": file,
@@ -156,13 +162,16 @@ def failure_record(
     }
 
 
-def _record_failure(record: PostRecord, post_id: str | None, reason: str) -> dict[str, Any]:
-    return failure_record(post_id=post_id, reason=reason, file=record.file, line=record.line, detail=record.detail)
+def _record_failure(record: PostRecord, post_id: str | None, reason: str, author: str | None = None) -> dict[str, Any]:
+    return failure_record(
+        post_id=post_id, author=author, reason=reason, file=record.file, line=record.line, detail=record.detail
+    )
 
 
 def _fetch_failure(post: Post, media_number: int, result: FetchResult) -> dict[str, Any]:
     return failure_record(
         post_id=post.id,
+        author=post.author,
         media_number=media_number,
         url=result.url,
         reason=result.reason or "",
@@ -195,6 +204,7 @@ def _sample(
             "lang": post.lang or "",
             "created_at": post.created_at or "",
             "source": post.source or "",
+            "author": post.author or "",
         },
         text=post.text if keep_text else None,
     )

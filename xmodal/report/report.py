@@ -7,6 +7,7 @@ from pathlib import Path
 import xmodal
 from shards.errors import ConfigError, UserError
 from shards.storage import LocalStorage
+from xmodal.curation.forgotten import without_forgotten
 from xmodal.report.examples import benchmark_examples, train_examples
 from xmodal.report.inputs import (
     read_dataset_summary,
@@ -102,7 +103,7 @@ def gather(config: ReportConfig) -> Page:
         histogram=histogram_rows(dataset.by_class),
         funnel=funnel_rows(view.funnel),
         failures=dataset.failures,
-        train_tiles=tile_groups(train_examples(view.view, _NUM_PER_CLASS)),
+        train_tiles=tile_groups(train_examples(without_forgotten(view.view), _NUM_PER_CLASS)),
         benchmark_tiles=[
             BenchmarkTiles(
                 name=one.name,

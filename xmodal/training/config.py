@@ -63,6 +63,8 @@ class TrainConfig:
 
     view: str
     """Folder of the view."""
+    allow_forgotten: bool = False
+    """Train on a view although posts of it were forgotten since it was made (`xmodal forget`)."""
     output: str
     """Folder of the run: metrics.jsonl, tensorboard/, checkpoints/ and, at the end, student/."""
     deepspeed: str = "configs/deepspeed/zero2.json"

@@ -17,6 +17,7 @@ from shards.json_object import parse_json_object
 from shards.storage import LocalStorage
 from shards.stream import Batch, EvalStream, TrainStream, normalise, told_of_lost_workers
 from shards.view import View, open_view, target_array
+from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import InputSpec, create_student, export_student, input_spec
 from xmodal.training.checkpoint import committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
@@ -40,10 +41,13 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> None:
     """Train a student and export it to `<output>/student`; goes on from the last complete checkpoint, if any.
 
-    Raises UserError for a view, a student or sizes that do not go together, before the first step.
+    Raises UserError for a view, a student or sizes that do not go together, and for a view of posts that were forgotten
+    since it was made, before the first step.
     """
     # Before the ranks wait for each other: the likeliest mistakes are told at once.
     view = open_view(config.view)
+    if not config.allow_forgotten:
+        refuse_forgotten(view)
     LocalStorage(config.output, create=True)
     ranks = start_process_group()
     if not ranks.is_first:
@@ -274,6 +278,7 @@ def _class_weights(view: View, config: TrainConfig) -> torch.Tensor | None:
 _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
+    "allow_forgotten",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip

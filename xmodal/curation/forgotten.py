@@ -1,0 +1,74 @@
+"""Which samples of a view are of posts that were forgotten since it was made."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.errors import UserError
+from shards.index import read_index
+from shards.tombstones import Tombstones, forgotten_rows, read_tombstones
+from shards.view import View
+
+MAX_CONCURRENT_INDEXES = 16
+
+
+def refuse_forgotten(view: View) -> None:
+    """Raise UserError where posts of a view were forgotten since it was made, or its shards written anew without some.
+
+    Where nothing was forgotten since, it costs a listing for each dataset; else the indexes of its shards are read.
+    """
+    num_forgotten = int(_forgotten(view).sum())
+    if num_forgotten:
+        raise UserError(
+            f"{view.url}: {num_forgotten} of its samples are of posts that were forgotten since it was made",
+            "run `xmodal curate` again, which leaves them out, or give --allow_forgotten true",
+        )
+
+
+def without_forgotten(view: View) -> View:
+    """The view without samples of posts that were forgotten since. Raises UserError for shards that are gone."""
+    return replace(view, table=view.table.filter(pa.array(~_forgotten(view))))
+
+
+def _forgotten(view: View) -> np.ndarray:
+    """Which rows of a view are of posts to be forgotten, whichever of its datasets has to: bool `(n,)`."""
+    forgotten = np.zeros(view.table.num_rows, dtype=bool)
+    found = [read_tombstones(storage) for storage in view.datasets]
+    if [tombstones.fingerprint for tombstones in found] == _fingerprints(view):
+        return forgotten
+    everyone = Tombstones(
+        frozenset().union(*(tombstones.post_ids for tombstones in found)),
+        frozenset().union(*(tombstones.authors for tombstones in found)),
+    )
+    shards = view.shards.select(["dataset", "shard"]).to_pylist()
+    with ThreadPoolExecutor(MAX_CONCURRENT_INDEXES) as pool:
+        keys = pool.map(lambda shard: _forgotten_keys(view, shard["dataset"], shard["shard"], everyone), shards)
+        for shard, forgotten_keys in zip(shards, keys, strict=True):
+            if len(forgotten_keys):
+                here = pc.and_(
+                    pc.equal(view.table["dataset"], shard["dataset"]), pc.equal(view.table["shard"], shard["shard"])
+                )
+                forgotten |= pc.and_(here, pc.is_in(view.table["key"], value_set=forgotten_keys)).to_numpy()
+    return forgotten
+
+
+def _fingerprints(view: View) -> list[str]:
+    """What each dataset had to forget when the view was made; empty where `view.json` does not say."""
+    known = view.description.get("tombstones", {})
+    names = view.description.get("recipe", {}).get("datasets", [""] * len(view.datasets))
+    return [known.get(name, "") for name in names]
+
+
+def _forgotten_keys(view: View, dataset: int, shard: str, tombstones: Tombstones) -> pa.Array:
+    storage = view.datasets[dataset]
+    try:
+        index = read_index(storage, shard, keep=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"{storage.url}/{shard}: this shard of the view is not there: posts were scrubbed from it, or it is lost",
+            "run `xmodal curate` again",
+        ) from None
+    return index["key"].filter(pa.array(forgotten_rows(index, tombstones))).combine_chunks()
