@@ -223,7 +223,7 @@ def test_a_folder_that_is_no_view_is_a_users_error(tmp_path: Path) -> None:
 def test_a_view_of_another_version_is_a_users_error(view_copy: View) -> None:
     path = Path(view_copy.url, "view.json")
     path.write_text(json.dumps(view_copy.description | {"schema_version": 99}))
-    with pytest.raises(UserError, match="schema_version: 99 is not 2"):
+    with pytest.raises(UserError, match="schema_version: 99 is not 3"):
         open_view(view_copy.url)
 
 
