@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from xmodal.curation.near_duplicates import hash_bits
+from xmodal.curation.near_duplicates import pack_hashes
 from xmodal.curation.steps import Samples
 
 
@@ -22,7 +22,7 @@ def samples_of(
         keys=np.array(keys),
         post_ids=np.array([key.rpartition("-")[0] for key in keys]),
         sha256=np.array(sha256 or [random_hash(f"bytes of {key}") for key in keys]),
-        pdq_bits=hash_bits(hashes or [random_hash(key) for key in keys]),
+        pdq_bits=pack_hashes(hashes or [random_hash(key) for key in keys]),
         num_pixels=np.array(num_pixels or [100] * len(keys)),
         soft_labels=np.array(soft_labels or [[0.1, 0.1, 0.8]] * len(keys), dtype=np.float64),
     )

@@ -6,7 +6,7 @@ from curation_samples import flipped, keeps_the_same_keys_in_any_order, kept, pe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal.curation.near_duplicates import hash_bits
+from xmodal.curation.near_duplicates import pack_hashes
 from xmodal.curation.steps import (
     best_of_near_duplicates,
     confident,
@@ -58,24 +58,24 @@ def test_a_post_is_in_a_benchmark_by_equal_bytes_or_by_a_near_duplicate():
         sha256=["x", "y", "z", "w"],
         hashes=[B, flipped(A, 31), flipped(A, 32), random_hash("other")],
     )
-    assert posts_in_benchmarks(samples, ["x"], hash_bits([A])).tolist() == ["equal", "near"]
+    assert posts_in_benchmarks(samples, ["x"], pack_hashes([A])).tolist() == ["equal", "near"]
 
 
 def test_a_benchmark_without_pictures_touches_no_post():
     samples = samples_of(["p1-0", "p2-0"])
-    assert posts_in_benchmarks(samples, [], hash_bits([])).tolist() == []
-    assert outside_posts(samples, posts_in_benchmarks(samples, [], hash_bits([]))).all()
+    assert posts_in_benchmarks(samples, [], pack_hashes([])).tolist() == []
+    assert outside_posts(samples, posts_in_benchmarks(samples, [], pack_hashes([]))).all()
 
 
 def test_all_pictures_of_a_post_in_a_benchmark_are_dropped():
     samples = samples_of(["p1-0", "p1-1", "p10-0", "p2-0"], sha256=["x", "y", "z", "w"])
-    touched = posts_in_benchmarks(samples, ["y"], hash_bits([]))
+    touched = posts_in_benchmarks(samples, ["y"], pack_hashes([]))
     assert kept(samples, outside_posts(samples, touched)) == {"p10-0", "p2-0"}
 
 
 def test_a_post_is_known_by_a_picture_that_was_dropped_as_a_duplicate():
     samples = samples_of(["p1-0", "p2-0", "p2-1"], sha256=["x", "x", "y"])
-    touched = posts_in_benchmarks(samples, ["x"], hash_bits([]))
+    touched = posts_in_benchmarks(samples, ["x"], pack_hashes([]))
     left = samples.take(first_of_duplicates(samples))
     assert kept(left, np.ones(len(left), dtype=bool)) == {"p1-0", "p2-1"}
     assert not outside_posts(left, touched).any()
@@ -152,7 +152,7 @@ def test_no_step_depends_on_the_order_of_the_samples(seed, num_posts):
     for step in (
         first_of_duplicates,
         best_of_near_duplicates,
-        lambda left: outside_posts(left, posts_in_benchmarks(left, ["0"], hash_bits([random_hash("0")]))),
+        lambda left: outside_posts(left, posts_in_benchmarks(left, ["0"], pack_hashes([random_hash("0")]))),
         lambda left: confident(left, [0.5, 0.5, 0.5]),
         lambda left: undersampled(left, seed),
     ):

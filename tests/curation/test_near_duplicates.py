@@ -11,7 +11,7 @@ from PIL import Image
 
 from xmodal.crawl.pictures import pdq_hash
 from xmodal.curation import near_duplicates
-from xmodal.curation.near_duplicates import hash_bits, is_near_any, near_groups
+from xmodal.curation.near_duplicates import is_near_any, near_groups, pack_hashes
 
 
 def distances(hashes: list[str], others: list[str]) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_the_near_ones_are_those_of_a_comparison_bit_by_bit(hashes, others, bloc
     expected = (distances(hashes, others) <= 31).any(axis=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "_BLOCK", block)
-        assert is_near_any(hash_bits(hashes), hash_bits(others)).tolist() == expected.tolist()
+        assert is_near_any(pack_hashes(hashes), pack_hashes(others)).tolist() == expected.tolist()
 
 
 @given(hashes=related_hashes(), block=st.sampled_from([1, 3, 8, 4096]))
@@ -55,7 +55,7 @@ def test_the_near_ones_are_those_of_a_comparison_bit_by_bit(hashes, others, bloc
 def test_groups_are_the_chains_of_near_ones_across_all_blocks(hashes, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "_BLOCK", block)
-        assert near_groups(hash_bits(hashes)).tolist() == linked(distances(hashes, hashes) <= 31)
+        assert near_groups(pack_hashes(hashes)).tolist() == linked(distances(hashes, hashes) <= 31)
 
 
 def test_pairs_are_found_on_both_sides_of_the_border_of_a_real_block():
@@ -63,7 +63,7 @@ def test_pairs_are_found_on_both_sides_of_the_border_of_a_real_block():
     # The last of the first block, the first of the second, and one far from both.
     hashes[4096] = flipped(hashes[4095], 31)
     hashes[4099] = flipped(hashes[10], 31, first=200)
-    groups = near_groups(hash_bits(hashes))
+    groups = near_groups(pack_hashes(hashes))
     assert {place: int(group) for place, group in enumerate(groups) if place != group} == {4096: 4095, 4099: 10}
 
 
@@ -71,21 +71,21 @@ def test_pairs_are_found_on_both_sides_of_the_border_of_a_real_block():
 @pytest.mark.parametrize("first", [0, 100, 224])
 def test_a_distance_of_31_is_near_and_32_is_not(value, first):
     near, far = flipped(value, 31, first), flipped(value, 32, first)
-    assert is_near_any(hash_bits([near, far]), hash_bits([value])).tolist() == [True, False]
-    assert near_groups(hash_bits([value, near])).tolist() == [0, 0]
-    assert near_groups(hash_bits([value, far])).tolist() == [0, 1]
+    assert is_near_any(pack_hashes([near, far]), pack_hashes([value])).tolist() == [True, False]
+    assert near_groups(pack_hashes([value, near])).tolist() == [0, 0]
+    assert near_groups(pack_hashes([value, far])).tolist() == [0, 1]
 
 
 def test_a_chain_of_near_ones_is_one_group_though_its_ends_are_far_apart():
     start = random_hash("a")
     chain = [start, flipped(start, 60), flipped(start, 30), flipped(start, 90)]
-    assert near_groups(hash_bits(chain)).tolist() == [0, 0, 0, 0]
-    assert near_groups(hash_bits(chain[:2])).tolist() == [0, 1]
+    assert near_groups(pack_hashes(chain)).tolist() == [0, 0, 0, 0]
+    assert near_groups(pack_hashes(chain[:2])).tolist() == [0, 1]
 
 
 def test_nothing_is_near_to_nothing():
-    none, one = hash_bits([]), hash_bits([random_hash("a")])
-    assert none.shape == (0, 256)
+    none, one = pack_hashes([]), pack_hashes([random_hash("a")])
+    assert none.shape == (0, 32)
     assert is_near_any(none, one).tolist() == []
     assert is_near_any(one, none).tolist() == [False]
     assert near_groups(none).tolist() == []
@@ -103,11 +103,11 @@ def test_nothing_is_near_to_nothing():
     ids=["jpeg", "half", "larger", "webp", "png"],
 )
 def test_a_picture_encoded_or_sized_anew_is_near_to_its_original(copy):
-    original = hash_bits([pdq_hash(photo(1))])
+    original = pack_hashes([pdq_hash(photo(1))])
     with Image.open(io.BytesIO(copy)) as image:
-        assert is_near_any(hash_bits([pdq_hash(image.convert("RGB"))]), original).tolist() == [True]
+        assert is_near_any(pack_hashes([pdq_hash(image.convert("RGB"))]), original).tolist() == [True]
 
 
 def test_different_pictures_are_not_near():
-    hashes = hash_bits([pdq_hash(photo(seed)) for seed in range(30)])
+    hashes = pack_hashes([pdq_hash(photo(seed)) for seed in range(30)])
     assert near_groups(hashes).tolist() == list(range(30))

@@ -20,7 +20,7 @@ from shards.view import SHARD_SCHEMA, SPLITS, shard_entry, write_view
 from xmodal.benchmarks import load_benchmark
 from xmodal.crawl.pictures import PILLOW_MAX_PIXELS, PictureConfig, RefusedPictureError, check_picture
 from xmodal.curation import steps
-from xmodal.curation.near_duplicates import hash_bits
+from xmodal.curation.near_duplicates import pack_hashes
 from xmodal.curation.steps import Samples
 from xmodal.labels import CLASSES, histogram
 
@@ -219,7 +219,7 @@ def _samples(table: pa.Table) -> Samples:
         keys=column("key"),
         post_ids=column("post_id"),
         sha256=column("sha256"),
-        pdq_bits=hash_bits(table["pdq"].to_pylist()),
+        pdq_bits=pack_hashes(table["pdq"].to_pylist()),
         num_pixels=column("width") * column("height"),
         soft_labels=np.array(table["soft_label"].to_pylist(), dtype=np.float64),
     )
@@ -240,7 +240,7 @@ def _benchmark_hashes(files: Sequence[str]) -> tuple[list[str], np.ndarray]:
                 continue
             sha256.append(picture.sha256)
             pdq.append(picture.pdq)
-    return sha256, hash_bits(pdq)
+    return sha256, pack_hashes(pdq)
 
 
 def _fingerprint(document: dict[str, Any]) -> str:

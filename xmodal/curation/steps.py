@@ -24,7 +24,7 @@ class Samples:
     post_ids: np.ndarray
     sha256: np.ndarray
     pdq_bits: np.ndarray
-    """float32 `(n, 256)`, see `near_duplicates.hash_bits`."""
+    """uint8 `(n, 32)`, see `near_duplicates.pack_hashes`."""
     num_pixels: np.ndarray
     soft_labels: np.ndarray
     """float64 `(n, 3)`."""
