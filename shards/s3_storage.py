@@ -87,6 +87,10 @@ class S3Storage:
         if not answer.get("KeyCount"):
             raise UserError(f"{self.url}: nothing lies there", "check the URL, or run the stage that makes it first")
 
+    def below(self, name: str, *, create: bool = False) -> "S3Storage":
+        """The prefix `name` below this one; there is nothing to make."""
+        return S3Storage(f"{self.url}/{name}")
+
     def read(self, name: str) -> bytes:
         """Read a whole object. Raises FileNotFoundError if there is none, CorruptObjectError if it is damaged."""
         content = bytearray()

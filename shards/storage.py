@@ -71,6 +71,12 @@ class Storage(Protocol):
     is_local: bool
     """Whether reading costs no request over a network, so that a copy nearer by is of no use."""
 
+    def below(self, name: str, *, create: bool = False) -> "Storage":
+        """The folder `name` in this one, whose objects are not among its own.
+
+        One that is not there has no objects, or raises FileNotFoundError when asked for them, unless it is to be made.
+        """
+
     def read(self, name: str) -> bytes:
         """Read a whole object. Raises FileNotFoundError if there is none, CorruptObjectError if it is damaged."""
 
@@ -130,6 +136,10 @@ class LocalStorage:
                 raise UserError(f"{folder}: cannot be a folder: {error.strerror}", "give another path") from error
             if not writable:
                 raise UserError(f"{folder}: may not be written to", "see to its permissions, or give another path")
+
+    def below(self, name: str, *, create: bool = False) -> "LocalStorage":
+        """The folder `name` in this one, made if it is to be."""
+        return LocalStorage(self.folder / name, create=create)
 
     def read(self, name: str) -> bytes:
         """Read a whole object. Raises FileNotFoundError if there is none."""
