@@ -12,13 +12,15 @@ from xmodal.curation.steps import Samples
 def samples_of(
     keys: Sequence[str],
     *,
+    datasets: Sequence[int] | None = None,
     sha256: Sequence[str] | None = None,
     hashes: Sequence[str] | None = None,
     num_pixels: Sequence[int] | None = None,
     soft_labels: Sequence[Sequence[float]] | None = None,
 ) -> Samples:
-    """By default all pictures differ, are equally large and positive; a key is `<post id>-<media number>`."""
+    """By default all are of one dataset, positive, equally large, and differ; a key is `<post id>-<media number>`."""
     return Samples(
+        datasets=np.array(datasets or [0] * len(keys)),
         keys=np.array(keys),
         post_ids=np.array([key.rpartition("-")[0] for key in keys]),
         sha256=np.array(sha256 or [random_hash(f"bytes of {key}") for key in keys]),

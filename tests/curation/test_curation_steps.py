@@ -85,18 +85,25 @@ def test_a_probability_equal_to_the_threshold_is_not_confident():
     samples = samples_of(
         ["equal-0", "above-0", "below-0"], soft_labels=[[0.1, 0.2, 0.7], [0.1, 0.15, 0.75], [0.2, 0.2, 0.6]]
     )
-    assert kept(samples, confident(samples, [0, 0, 0.7])) == {"above-0"}
+    assert kept(samples, confident(samples, [[0, 0, 0.7]])) == {"above-0"}
 
 
 def test_each_class_has_its_own_threshold():
     samples = samples_of(["negative-0", "neutral-0", "positive-0"], soft_labels=list(LABELS.values()))
-    assert confident(samples, [0.9, 0.7, 0.8]).tolist() == [False, True, False]
-    assert confident(samples, [0.7, 0.9, 0.7]).tolist() == [True, False, True]
+    assert confident(samples, [[0.9, 0.7, 0.8]]).tolist() == [False, True, False]
+    assert confident(samples, [[0.7, 0.9, 0.7]]).tolist() == [True, False, True]
+
+
+def test_each_dataset_has_thresholds_of_its_own():
+    labels = [[0.05, 0.05, 0.9], [0.05, 0.05, 0.9], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]]
+    samples = samples_of(["a-0", "b-0", "c-0", "d-0"], datasets=[0, 1, 0, 1], soft_labels=labels)
+    assert kept(samples, confident(samples, [[0.7, 0.7, 0.7], [0.7, 0.9, 0.9]])) == {"a-0", "c-0", "d-0"}
+    assert kept(samples, confident(samples, [[0.9, 0.7, 0.95], [0.7, 0.9, 0.7]])) == {"b-0", "d-0"}
 
 
 def test_no_threshold_keeps_everything():
     samples = samples_of(["p1-0", "p2-0"], soft_labels=[[1 / 3, 1 / 3, 1 / 3], [0.2, 0.5, 0.3]])
-    assert confident(samples, [0, 0, 0]).all()
+    assert confident(samples, [[0, 0, 0]]).all()
 
 
 def labelled(counts: dict[str, int]):
@@ -153,7 +160,7 @@ def test_no_step_depends_on_the_order_of_the_samples(seed, num_posts):
         first_of_duplicates,
         best_of_near_duplicates,
         lambda left: outside_posts(left, posts_in_benchmarks(left, ["0"], hash_bits([random_hash("0")]))),
-        lambda left: confident(left, [0.5, 0.5, 0.5]),
+        lambda left: confident(left, [[0.5, 0.5, 0.5]]),
         lambda left: undersampled(left, seed),
     ):
         assert kept(samples, step(samples)) == kept(other, step(other))

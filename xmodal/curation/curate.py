@@ -43,6 +43,28 @@ class ConfidenceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnConfidenceConfig:
+    """Thresholds of one dataset; those that are not given are the recipe's."""
+
+    negative: float | None = None
+    neutral: float | None = None
+    positive: float | None = None
+
+    def __post_init__(self) -> None:
+        require_range(self, *(name for name in CLASSES if getattr(self, name) is not None), least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """A dataset with thresholds of its own."""
+
+    dataset: str
+    """Folder of a finished dataset."""
+    confidence: OwnConfidenceConfig = field(default_factory=OwnConfidenceConfig)
+    """For the samples of this dataset, instead of the recipe's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """Shares of the posts; they need not add up to 1."""
 
@@ -59,8 +81,9 @@ class SplitConfig:
 class CurateConfig:
     """From finished datasets to a view. The steps are applied in the order in which they stand here."""
 
-    datasets: list[str]
-    """Folders of finished datasets."""
+    datasets: list[str | DatasetConfig]
+    """Folders of finished datasets. One with thresholds of its own is a section, with `dataset`, its folder, and
+    `confidence`, whose classes replace the recipe's."""
     view: str
     """Folder of the view."""
     near_duplicates: bool = True
@@ -75,10 +98,27 @@ class CurateConfig:
     """Decides who is left out by balancing, and the splits."""
 
     def __post_init__(self) -> None:
-        if not all(self.datasets) or not self.datasets:
-            raise ConfigError("datasets", self.datasets, "must name at least one dataset")
+        if not all(self.dataset_urls) or not self.datasets:
+            raise ConfigError("datasets", self.dataset_urls, "must name at least one dataset")
         if not self.view:
             raise ConfigError("view", self.view, "must name a folder")
+        if len(set(zip(self.dataset_urls, self.thresholds, strict=True))) > len(set(self.dataset_urls)):
+            raise ConfigError("datasets", self.dataset_urls, "must not name one twice with different thresholds")
+
+    @property
+    def dataset_urls(self) -> list[str]:
+        """The folder of each dataset."""
+        return [one if isinstance(one, str) else one.dataset for one in self.datasets]
+
+    @property
+    def thresholds(self) -> list[tuple[float, ...]]:
+        """For each dataset, the threshold of each class."""
+        return [_thresholds(self.confidence, None if isinstance(one, str) else one.confidence) for one in self.datasets]
+
+
+def _thresholds(common: ConfidenceConfig, own: OwnConfidenceConfig | None) -> tuple[float, ...]:
+    pairs = ((getattr(common, name), getattr(own, name, None)) for name in CLASSES)
+    return tuple(of_all if of_one is None else of_one for of_all, of_one in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +145,11 @@ def curate(config: CurateConfig) -> CurateSummary:
 
     Raises UserError for a dataset that is missing or unfinished, or a benchmark that cannot be read.
     """
-    storages = [open_storage(dataset) for dataset in config.datasets]
+    storages = [open_storage(dataset) for dataset in config.dataset_urls]
     documents = [read_dataset(storage) for storage in storages]
     table, shards = _read_samples(storages, documents)
     if not table.num_rows:
-        raise UserError(f"{config.datasets}: no samples", "label some posts first")
+        raise UserError(f"{', '.join(config.dataset_urls)}: no samples", "label some posts first")
     samples = _samples(table)
     stays, funnel = _apply(samples, _steps(config, samples))
     table = table.filter(pa.array(stays))
@@ -127,13 +167,14 @@ def curate(config: CurateConfig) -> CurateSummary:
         config.view,
         rows.append_column("target", table["soft_label"]),
         shards,
-        datasets=config.datasets,
+        datasets=config.dataset_urls,
         description={
             "classes": list(CLASSES),
             "recipe": asdict(config),
             "counts": {"funnel": [asdict(step) for step in funnel], "splits": splits},
             "inputs": {
-                dataset: _fingerprint(document) for dataset, document in zip(config.datasets, documents, strict=True)
+                dataset: _fingerprint(document)
+                for dataset, document in zip(config.dataset_urls, documents, strict=True)
             },
             "xmodal": xmodal.__version__,
         },
@@ -149,9 +190,8 @@ def _steps(config: CurateConfig, labelled: Samples) -> list[tuple[str, Callable[
     if config.benchmarks:
         contaminated = steps.posts_in_benchmarks(labelled, *_benchmark_hashes(config.benchmarks))
         chosen.append(("benchmark pictures", lambda samples: steps.outside_posts(samples, contaminated)))
-    thresholds = [getattr(config.confidence, name) for name in CLASSES]
-    if any(thresholds):
-        chosen.append(("confidence", lambda samples: steps.confident(samples, thresholds)))
+    if np.any(config.thresholds):
+        chosen.append(("confidence", lambda samples: steps.confident(samples, config.thresholds)))
     if config.balance == "undersample":
         chosen.append(("balance", lambda samples: steps.undersampled(samples, config.seed)))
     return chosen
@@ -216,6 +256,7 @@ def _samples(table: pa.Table) -> Samples:
         return np.array(table[name].to_pylist())
 
     return Samples(
+        datasets=column("dataset"),
         keys=column("key"),
         post_ids=column("post_id"),
         sha256=column("sha256"),

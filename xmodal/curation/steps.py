@@ -20,6 +20,8 @@ from xmodal.labels import CLASSES
 class Samples:
     """What the steps look at; all arrays have one entry a sample."""
 
+    datasets: np.ndarray
+    """Which of the recipe's datasets each is from, by its place."""
     keys: np.ndarray
     post_ids: np.ndarray
     sha256: np.ndarray
@@ -77,12 +79,14 @@ def outside_posts(samples: Samples, post_ids: np.ndarray) -> np.ndarray:
     return ~np.isin(samples.post_ids, post_ids)
 
 
-def confident(samples: Samples, thresholds: Sequence[float]) -> np.ndarray:
-    """Samples stay if the probability of their class is strictly greater than that class's threshold.
+def confident(samples: Samples, thresholds: Sequence[Sequence[float]]) -> np.ndarray:
+    """Samples stay if the probability of their class is strictly greater than their dataset's threshold for it.
+
+    `thresholds` has, for each dataset, that of each class.
 
     Source: Serra et al., "The Emotions of the Crowd", ECAI 2023 (thresholds .70, or .90/.90/.70).
     """
-    return samples.soft_labels.max(axis=1) > np.asarray(thresholds)[samples.classes]
+    return samples.soft_labels.max(axis=1) > np.asarray(thresholds)[samples.datasets, samples.classes]
 
 
 def undersampled(samples: Samples, seed: int) -> np.ndarray:
