@@ -23,7 +23,13 @@ from shards.view import SPLITS, open_view
 from shards.writer import write_shard
 from xmodal.config import known_keys, load_config
 from xmodal.crawl.pictures import PictureConfig
-from xmodal.curation.config import ConfidenceConfig, CurateConfig, SplitConfig
+from xmodal.curation.config import (
+    ConfidenceConfig,
+    CurateConfig,
+    DatasetConfig,
+    OwnConfidenceConfig,
+    SplitConfig,
+)
 from xmodal.curation.curate import curate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -185,6 +191,28 @@ def test_a_dataset_named_twice_counts_once(folder, tmp_path):
     assert split_of_keys(tmp_path / "twice") == split_of_keys(tmp_path / "view")
 
 
+def test_a_dataset_may_have_thresholds_of_its_own(folder, tmp_path):
+    own = DatasetConfig(dataset=str(folder / "two"), confidence=OwnConfidenceConfig(positive=0.9))
+    summary = curate(config_of(folder, tmp_path / "view", datasets=[str(folder / "one"), own]))
+    # b4-0 is positive with .9, and so is a1-0 of the other dataset; b2-0 is negative, for which the recipe's holds.
+    assert set(split_of_keys(tmp_path / "view")) == {"a1-0", "a2-1", "a3-0", "b2-0"}
+    document = json.loads((tmp_path / "view" / "view.json").read_text())
+    assert document["recipe"]["datasets"][1]["confidence"] == {"negative": None, "neutral": None, "positive": 0.9}
+    assert list(document["inputs"]) == [str(folder / "one"), str(folder / "two")]
+    assert summary.funnel[-1].samples == 4
+
+
+def test_thresholds_of_a_dataset_are_read_from_a_recipe_and_replace_those_that_they_name(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "datasets:\n  - a\n  - dataset: b\n    confidence: {negative: 0.1, positive: 0.9}\n  - {dataset: c}\n"
+        "view: v\nconfidence: {negative: 0.5, neutral: 0.6, positive: 0.7}\n"
+    )
+    config = load_config(CurateConfig, ["--config", str(recipe)], command="xmodal curate", description="")
+    assert config.dataset_urls == ["a", "b", "c"]
+    assert config.thresholds == [(0.5, 0.6, 0.7), (0.1, 0.6, 0.9), (0.5, 0.6, 0.7)]
+
+
 def test_near_duplicates_that_are_kept_fall_into_one_split(folder, tmp_path):
     leaks = 0
     for seed in range(12):
@@ -333,6 +361,20 @@ def test_a_recipe_that_leaves_no_sample_says_after_which_step(folder, tmp_path):
     ("arguments", "what"),
     [
         (["--datasets", "[]"], "datasets: [] must name at least one dataset"),
+        (["--datasets", "[{dataset: ''}]"], "datasets: [''] must name at least one dataset"),
+        (["--datasets", "[{confidence: {}}]"], "datasets[0].dataset: not given"),
+        (["--datasets", "[one, 3]"], "datasets[1]: 3 is not a section"),
+        (
+            ["--datasets", "[{dataset: one, confidence: {positive: 1}}]"],
+            "datasets[0].confidence.positive: 1.0 is out of range [0, 1)",
+        ),
+        (
+            ["--datasets", "[one, {dataset: one, confidence: {positive: .9}}]"],
+            "datasets: ['one', 'one'] must not name one twice with different thresholds",
+        ),
+        (["--cap", "5"], "cap: 5 needs balance: cap"),
+        (["--balance", "cap"], "cap: 0 must be at least 1"),
+        (["--num_workers", "0"], "num_workers: 0 must be at least 1"),
         (["--seed", "one"], "seed: "),
         (["--balance", "over"], "balance: "),
         (["--confidence.positive", "1"], "confidence.positive: 1.0 is out of range [0, 1)"),

@@ -61,7 +61,7 @@ def curate(config: CurateConfig, *, dry_run: bool = False) -> CurateSummary:
     A dry run counts what each step leaves, and writes nothing. Raises UserError for a dataset that is missing or
     unfinished, a benchmark that cannot be read, or samples that lack what a step needs.
     """
-    datasets = [open_dataset(url) for url in config.datasets]
+    datasets = [open_dataset(url) for url in config.dataset_urls]
     selection = _select(config, datasets, keep_indexes=not dry_run)
     funnel = selection.funnel.steps
     by_class = {name: class_counts(selection.classes[selection.splits == number]) for number, name in enumerate(SPLITS)}
@@ -122,7 +122,7 @@ def _select(config: CurateConfig, datasets: Sequence[Dataset], *, keep_indexes: 
         funnel.apply("benchmark pictures", lambda left: ~contaminated[left])
     if is_forgotten is not None:
         funnel.apply("forgotten", lambda left: ~is_forgotten[left])
-    thresholds = np.array([[getattr(config.confidence, name) for name in CLASSES]] * len(datasets))
+    thresholds = np.array(config.thresholds)
     if thresholds.any():
         funnel.apply(
             "confidence",
