@@ -65,7 +65,11 @@ def write(folder: Path, samples: list[Sample], generator: np.random.Generator) -
 
 
 def view_of(datasets: list[str], folder: Path, recipe: dict, num_workers: int) -> tuple[View, list]:
-    summary = curate(CurateConfig(datasets=datasets, view=str(folder), num_workers=num_workers, **recipe))
+    config = CurateConfig(datasets=datasets, view=str(folder), num_workers=num_workers, **recipe)
+    summary = curate(config, dry_run=True)
+    if not summary.funnel[-1].samples:
+        return {}, summary.funnel
+    assert curate(config).funnel == summary.funnel
     rows = open_view(str(folder)).table.to_pylist()
     assert len({row["key"] for row in rows}) == len(rows)
     return {row["key"]: (row["split"], tuple(row["target"])) for row in rows}, summary.funnel

@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from shards.view import SHARD_SCHEMA, SPLITS, VIEW_SCHEMA, ViewWriter
 from xmodal.curation import steps
 from xmodal.curation.config import CurateConfig
 from xmodal.curation.conflicts import Conflicts, conflict_figure, conflict_list, find_conflicts
-from xmodal.curation.contamination import benchmark_hashes, is_in_benchmark
+from xmodal.curation.contamination import BenchmarkHashes, benchmark_hashes, is_in_benchmark
 from xmodal.curation.datasets import Dataset, Samples, Shard, fingerprint, open_dataset, read_rows, read_samples
 from xmodal.curation.dropped import DroppedKeys
 from xmodal.curation.funnel import Funnel, FunnelStep, class_counts
@@ -88,63 +88,59 @@ def _select(config: CurateConfig, datasets: Sequence[Dataset], *, keep_indexes: 
     )
     ranking = ranks(samples.keys, samples.soft_labels, samples.sha256)
     balance_lots = lots(config.seed, "balance", _texts(samples.keys)) if config.balance != "none" else None
-    # Asked of all samples, before duplicates are dropped: a post stays known by a picture that is not kept.
-    contaminated = is_forgotten = None
-    if benchmark is not None:
-        assert samples.sha256 is not None
-        assert samples.pdq is not None
-        contaminated = _of_posts_with(samples, is_in_benchmark(samples.sha256, samples.pdq, benchmark))
-    if forgotten:
-        is_forgotten = _forgotten(samples, forgotten)
-    # Let go of before the step that takes the most memory.
-    samples = replace(samples, keys=None, authors=None)
+    masks = _masks(config, samples, benchmark, forgotten)
+    splits = _splits(config, samples)
+    shards, classes, soft_labels, of_datasets = samples.shards, samples.classes, samples.soft_labels, samples.datasets
+    sha256, pdq, num_pixels = samples.sha256, samples.pdq, samples.num_pixels
+    del samples  # All else is let go of before the step that takes the most memory.
 
-    funnel = Funnel(samples.classes)
+    funnel = Funnel(classes)
     if config.exact_duplicates:
-        assert samples.sha256 is not None
-        sha256 = samples.sha256
-        funnel.apply(
-            "exact duplicates", lambda left: steps.first_of_each(steps.equal_rows(sha256[left]), ranking[left])
-        )
-        del sha256
-    samples = replace(samples, sha256=None)
-    # Of all samples, whichever are left when they are asked for: pictures are linked by what was dropped, too.
-    groups = near_groups(samples.pdq) if samples.pdq is not None and _needs_groups(config) else None
-    samples = replace(samples, pdq=None)
+        assert sha256 is not None
+        numbers = steps.equal_rows(sha256)
+        funnel.apply("exact duplicates", lambda left: steps.first_of_each(numbers[left], ranking[left]))
+        del numbers
+    del sha256
+    if config.near_duplicates or config.conflicts or _has_leaks(config):
+        assert pdq is not None
+        # Of all samples, whichever are left when the groups are asked for: what was dropped links pictures, too.
+        groups = near_groups(pdq)
+    del pdq
     if config.near_duplicates:
-        assert groups is not None
-        assert samples.num_pixels is not None
-        num_pixels = samples.num_pixels
+        assert num_pixels is not None
         funnel.apply(
             "near duplicates", lambda left: steps.first_of_each(groups[left], -num_pixels[left], ranking[left])
         )
-    if contaminated is not None:
-        funnel.apply("benchmark pictures", lambda left: ~contaminated[left])
-    if is_forgotten is not None:
-        funnel.apply("forgotten", lambda left: ~is_forgotten[left])
-    thresholds = np.array(config.thresholds)
-    if thresholds.any():
-        funnel.apply(
-            "confidence",
-            lambda left: steps.confident(
-                samples.confidence[left], samples.classes[left], samples.datasets[left], thresholds
-            ),
-        )
+    for name, stays in masks.items():
+        funnel.apply(name, stays.__getitem__)
     if balance_lots is not None:
-        funnel.apply(
-            "balance", lambda left: _balanced(config, samples.classes[left], balance_lots[left], ranking[left])
-        )
-    splits = _splits(config, samples)
+        funnel.apply("balance", lambda left: _balanced(config, classes[left], balance_lots[left], ranking[left]))
     if _has_leaks(config):
-        assert groups is not None
         funnel.apply("split leaks", lambda left: steps.without_leaks(splits[left], groups[left]))
     splits[funnel.dropped_by > 0] = -1
     conflicts = None
     if config.conflicts:
-        assert groups is not None
-        asked = np.ones(len(samples), dtype=bool) if is_forgotten is None else ~is_forgotten
-        conflicts = find_conflicts(groups, samples.soft_labels, samples.datasets, asked)
-    return _Selection(shards=samples.shards, funnel=funnel, classes=samples.classes, splits=splits, conflicts=conflicts)
+        asked = masks.get("forgotten", np.ones(len(classes), dtype=bool))
+        conflicts = find_conflicts(groups, soft_labels, of_datasets, asked)
+    return _Selection(shards=shards, funnel=funnel, classes=classes, splits=splits, conflicts=conflicts)
+
+
+def _masks(
+    config: CurateConfig, samples: Samples, benchmark: BenchmarkHashes | None, forgotten: Tombstones
+) -> dict[str, np.ndarray]:
+    """The steps that look at each post by itself, in their order, and for each of all samples whether it stays."""
+    masks: dict[str, np.ndarray] = {}
+    if benchmark is not None:
+        assert samples.sha256 is not None
+        assert samples.pdq is not None
+        # Asked of duplicates too: a post stays known by a picture that is not kept.
+        masks["benchmark pictures"] = ~_of_posts_with(samples, is_in_benchmark(samples.sha256, samples.pdq, benchmark))
+    if forgotten:
+        masks["forgotten"] = ~_is_forgotten(samples, forgotten)
+    thresholds = np.array(config.thresholds)
+    if thresholds.any():
+        masks["confidence"] = steps.confident(samples.confidence, samples.classes, samples.datasets, thresholds)
+    return masks
 
 
 def _needs(config: CurateConfig, forgotten: Tombstones) -> dict[str, list[str]]:
@@ -170,10 +166,6 @@ def _has_leaks(config: CurateConfig) -> bool:
     return config.split.drop_leaks and not config.near_duplicates and bool(config.split.val or config.split.test)
 
 
-def _needs_groups(config: CurateConfig) -> bool:
-    return config.near_duplicates or config.conflicts or _has_leaks(config)
-
-
 def _of_posts_with(samples: Samples, touched: np.ndarray) -> np.ndarray:
     """Which samples are of a post that has a touched one: all pictures of a post show one thing and share its text."""
     assert samples.posts is not None
@@ -183,8 +175,8 @@ def _of_posts_with(samples: Samples, touched: np.ndarray) -> np.ndarray:
     return is_post_touched[samples.posts]
 
 
-def _forgotten(samples: Samples, forgotten: Tombstones) -> np.ndarray:
-    rows = np.zeros(len(samples), dtype=bool)
+def _is_forgotten(samples: Samples, forgotten: Tombstones) -> np.ndarray:
+    rows = np.zeros(len(samples.classes), dtype=bool)
     if forgotten.post_ids:
         rows |= _is_in(samples.post_ids, forgotten.post_ids)[samples.posts]
     if forgotten.authors:
@@ -204,7 +196,7 @@ def _balanced(config: CurateConfig, classes: np.ndarray, drawn: np.ndarray, rank
 def _splits(config: CurateConfig, samples: Samples) -> np.ndarray:
     """int8 `(n,)`; where one split is to have all, no post needs to be known."""
     if samples.posts is None:
-        return np.zeros(len(samples), dtype=np.int8)
+        return np.zeros(len(samples.classes), dtype=np.int8)
     drawn = lots(config.seed, "split", _texts(samples.post_ids))
     return steps.split_of(drawn, config.split.shares).astype(np.int8)[samples.posts]
 

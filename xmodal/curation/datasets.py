@@ -75,7 +75,7 @@ class Samples:
     """
 
     shards: list[Shard]
-    keys: pa.LargeStringArray | None
+    keys: pa.LargeStringArray
     datasets: np.ndarray
     """int32 `(n,)`, place in the recipe."""
     soft_labels: np.ndarray
@@ -95,9 +95,6 @@ class Samples:
     post_ids: pa.LargeStringArray | None
     authors: pa.LargeStringArray | None
     """Empty where the author is not known."""
-
-    def __len__(self) -> int:
-        return len(self.classes)
 
 
 def open_dataset(url: str) -> Dataset:

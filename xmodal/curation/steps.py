@@ -12,14 +12,25 @@ import numpy as np
 def equal_rows(rows: np.ndarray) -> np.ndarray:
     """uint8 `(n, 32)` → int64 `(n,)`: one number for all rows that are equal, another for each other, all below n."""
     words = np.ascontiguousarray(rows).view(np.uint64)
-    order = np.lexsort(words.T)
-    is_new = np.zeros(len(rows), dtype=bool)
+    # Hashes that agree in their first word are equal, but for accidents: then they are ordered by all words.
+    order = np.argsort(words[:, 0])
+    is_new = _differs(words, order)
+    if (is_new != _differs(words[:, :1], order)).any():
+        order = np.lexsort(words.T)
+        is_new = _differs(words, order)
+    numbers = np.empty(len(rows), dtype=np.int64)
+    numbers[order] = np.cumsum(is_new) - 1
+    return numbers
+
+
+def _differs(words: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Of the rows in an order, which are unlike the one before them: bool `(n,)`, True for the first."""
+    is_new = np.zeros(len(order), dtype=bool)
+    is_new[:1] = True
     for word in words.T:
         ordered = word[order]
         is_new[1:] |= ordered[1:] != ordered[:-1]
-    numbers = np.empty(len(rows), dtype=np.int64)
-    numbers[order] = np.cumsum(is_new)
-    return numbers
+    return is_new
 
 
 def first_of_each(groups: np.ndarray, *preferences: np.ndarray) -> np.ndarray:
