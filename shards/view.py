@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -124,20 +124,33 @@ def fingerprint(table: pa.Table, shards: pa.Table) -> str:
     """The sha256 (hex) of a view's rows and of what shards they are in: equal for equal ones, whatever wrote them."""
     hashing = hashlib.sha256()
     for part in (table, shards):
-        _hash_schema(hashing, part.schema)
         for start in range(0, part.num_rows, _BATCH_ROWS):
             _hash_rows(hashing, part.slice(start, _BATCH_ROWS))
     return hashing.hexdigest()
 
 
-def _hash_schema(hashing: "hashlib._Hash", schema: pa.Schema) -> None:
-    hashing.update(schema.remove_metadata().serialize())
-
-
 def _hash_rows(hashing: "hashlib._Hash", rows: pa.Table) -> None:
-    """At most _BATCH_ROWS of them: as one batch, so that it does not matter in what pieces they come."""
-    (batch,) = rows.replace_schema_metadata(None).combine_chunks().to_batches()
-    hashing.update(batch.serialize())
+    """At most _BATCH_ROWS of them."""
+    hashing.update(f"{rows.num_columns} x {rows.num_rows}".encode())
+    for column in rows.columns:
+        for part in _plain_parts(pa.concat_arrays(column.chunks)):
+            hashing.update(part.tobytes())
+
+
+def _plain_parts(array: pa.Array) -> Iterator[np.ndarray]:
+    """The bytes of an array's values, whatever memory they lie in: Arrow's own messages hold its neighbours, too."""
+    yield array.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_list(array.type):
+        yield pc.list_value_length(array).fill_null(0).to_numpy()
+        yield from _plain_parts(array.flatten())
+    elif pa.types.is_string(array.type):
+        texts = array.fill_null("")
+        yield pc.binary_length(texts).to_numpy()
+        _, offsets, characters = texts.buffers()
+        ends = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        yield np.frombuffer(characters or b"", dtype=np.uint8)[ends[0] : ends[-1]]
+    else:
+        yield array.fill_null(0).to_numpy()
 
 
 def in_order(table: pa.Table, shards: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -173,7 +186,6 @@ class ViewWriter:
 
     def __init__(self) -> None:
         self._hashing = hashlib.sha256()
-        _hash_schema(self._hashing, VIEW_SCHEMA)
         self._sink = io.BytesIO()
         self._parquet = pq.ParquetWriter(self._sink, VIEW_SCHEMA, compression="zstd")
         self._waiting = VIEW_SCHEMA.empty_table()
@@ -207,7 +219,6 @@ class ViewWriter:
         if self._waiting.num_rows:
             self._write(self._waiting)
         self._parquet.close()
-        _hash_schema(self._hashing, SHARD_SCHEMA)
         for start in range(0, shards.num_rows, _BATCH_ROWS):
             _hash_rows(self._hashing, shards.slice(start, _BATCH_ROWS))
         mark = self._hashing.hexdigest()

@@ -1,7 +1,9 @@
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from curation_pictures import (
@@ -19,8 +21,10 @@ from made_pictures import GARBAGE, encode
 from shards.decode import decode_rgb
 from shards.errors import UserError
 from shards.storage import LocalStorage
-from shards.view import SPLITS, open_view
+from shards.tombstones import Tombstones, record_tombstones
+from shards.view import SPLITS, open_view, read_beside
 from shards.writer import write_shard
+from xmodal.cli import main
 from xmodal.config import known_keys, load_config
 from xmodal.crawl.pictures import PictureConfig
 from xmodal.curation.config import (
@@ -355,6 +359,157 @@ def test_a_recipe_that_leaves_no_sample_says_after_which_step(folder, tmp_path):
     with pytest.raises(UserError, match="no sample is left after confidence"):
         curate(config_of(folder, tmp_path / "view", confidence=strict))
     assert not (tmp_path / "view").exists()
+
+
+def test_a_cap_leaves_so_many_of_each_class_and_undersampling_as_many_as_the_smallest_has(folder, tmp_path):
+    settings = {"benchmarks": [], "confidence": ConfidenceConfig()}
+    capped = curate(config_of(folder, tmp_path / "view", **settings, balance="cap", cap=2))
+    assert capped.funnel[-1].by_class == {"negative": 2, "neutral": 1, "positive": 2}
+    undersampled = curate(config_of(folder, tmp_path / "view", **settings, balance="undersample"))
+    assert undersampled.funnel[-1].by_class == {"negative": 1, "neutral": 1, "positive": 1}
+    others = {
+        tuple(split_of_keys(tmp_path / "view"))
+        for seed in range(5)
+        if curate(config_of(folder, tmp_path / "view", **settings, balance="cap", cap=1, seed=seed))
+    }
+    assert len(others) > 1
+
+
+def test_posts_and_authors_that_are_forgotten_in_one_dataset_are_in_no_view_of_any(folder, tmp_path):
+    shards = second_posts()
+    for sample in shards[0]:
+        sample.fields["author"] = "her" if sample.key == "b4-0" else ""
+    two = write_dataset(tmp_path / "two", shards)
+    datasets = [str(folder / "one"), two]
+    config = config_of(folder, tmp_path / "view", datasets=datasets, conflicts=True)
+    curate(config)
+    before = set(split_of_keys(tmp_path / "view"))
+    asked = Tombstones(frozenset({"a2"}), frozenset({"her"}))
+    record_tombstones(LocalStorage(two), asked, reason="asked", recorded_at="2024-01-01T00:00:00Z")
+    summary = curate(config)
+    assert before - set(split_of_keys(tmp_path / "view")) == {"a2-1", "b4-0"}
+    assert {step.step: step.samples for step in summary.funnel}["forgotten"] == 4  # b3-0 is not confident
+    document = json.loads((tmp_path / "view" / "view.json").read_text())
+    assert document["tombstones"] == {str(folder / "one"): "", two: asked.fingerprint}
+
+
+def test_samples_without_an_author_are_those_of_nobody_who_is_forgotten(folder, tmp_path):
+    one = write_dataset(tmp_path / "one", first_posts())
+    record_tombstones(LocalStorage(one), Tombstones(authors=frozenset({"her"})), reason="", recorded_at="2024-01-01")
+    summary = curate(config_of(folder, tmp_path / "view", datasets=[one]))
+    assert [step.samples for step in summary.funnel if step.step == "forgotten"] == [4]
+
+
+def test_a_dry_run_counts_the_same_and_writes_nothing(tmp_path, capsys):
+    dataset = write_dataset(tmp_path / "one", first_posts())
+    (tmp_path / "one" / "000000.parquet").unlink()
+    before = files_of(tmp_path / "one")
+    arguments = ["curate", "--datasets", f"[{dataset}]", "--view", str(tmp_path / "view")]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert not (tmp_path / "view").exists()
+    assert files_of(tmp_path / "one") == before
+    dry = capsys.readouterr().out.splitlines()
+    assert main(arguments) == 0
+    wet = capsys.readouterr().out.splitlines()
+    assert dry[1:] == wet[1:-1]
+    assert [line.split()[0] for line in dry[2:]] == ["labelled", "exact", "near", "train", "val", "test"]
+    assert dry[2].split() == ["labelled", "6", "2", "(", "33.3%)", "1", "(", "16.7%)", "3", "(", "50.0%)"]
+
+
+def test_a_dry_run_shows_the_funnel_of_a_recipe_that_leaves_nothing(folder, tmp_path):
+    strict = ConfidenceConfig(negative=0.99, neutral=0.99, positive=0.99)
+    summary = curate(config_of(folder, tmp_path / "view", confidence=strict), dry_run=True)
+    assert summary.funnel[-1].samples == 0
+    assert set(summary.splits.values()) == {0}
+
+
+def test_near_duplicates_of_other_classes_are_listed_beside_the_view(folder, tmp_path):
+    shards = [[*post_samples("c1", POSITIVE, photo_bytes(2)), *post_samples("c2", POSITIVE, photo_bytes(9))]]
+    datasets = [str(folder / "one"), write_dataset(tmp_path / "more", shards)]
+    curate(config_of(folder, tmp_path / "view", datasets=datasets, benchmarks=[], conflicts=True))
+    view = open_view(str(tmp_path / "view"))
+    rows = pq.read_table(io.BytesIO(read_beside(view, "conflicts"))).to_pylist()
+    assert [(row["group"], row["dataset"], row["key"], row["class"]) for row in rows] == [
+        (0, 0, "a2-0", "negative"),
+        (0, 1, "c1-0", "positive"),
+    ]
+    assert rows[0]["spread"] == pytest.approx(0.85)
+    assert b"1 groups of near duplicates, 1 (100.0%)" in read_beside(view, "conflict_figure")
+
+
+def foreign_shards(folder: Path, *, with_hashes: bool) -> str:
+    """Tars made by another tool: no dataset.json. Returns a pattern of them."""
+    storage = LocalStorage(folder, create=True)
+    for number in range(2):
+        samples = [
+            *post_samples(f"f{number}", POSITIVE, photo_bytes(40 + number)),
+            *post_samples(f"g{number}", NEGATIVE, photo_bytes(50)),
+        ]
+        for sample in samples:
+            known = {"soft_label": sample.fields["soft_label"]}
+            hashes = {name: sample.fields[name] for name in ("sha256", "pdq", "post_id", "width", "height")}
+            sample.fields.clear()
+            sample.fields.update(known | (hashes if with_hashes else {}))
+        write_shard(storage, f"{number:05d}", samples)
+    return f"{folder}/{{00000..00001}}.tar"
+
+
+def test_an_indexed_webdataset_of_somebody_elses_is_curated_with_others(folder, tmp_path):
+    foreign = foreign_shards(tmp_path / "foreign", with_hashes=True)
+    curate(config_of(folder, tmp_path / "view", datasets=[str(folder / "one"), foreign]))
+    assert set(split_of_keys(tmp_path / "view")) == {"a1-0", "a2-0", "a2-1", "a3-0", "f0-0", "f1-0", "g0-0"}
+    view = open_view(str(tmp_path / "view"))
+    assert view.datasets[1].url == str(tmp_path / "foreign")
+    row = next(row for row in view.table.to_pylist() if row["key"] == "g0-0")
+    content = view.datasets[1].read_range(row["shard"], row["image_offset"], row["image_length"])
+    assert content == photo_bytes(50)
+
+
+def test_a_webdataset_needs_no_field_that_no_step_asks_for(tmp_path):
+    foreign = foreign_shards(tmp_path / "foreign", with_hashes=False)
+    bare = {
+        "datasets": [foreign],
+        "view": str(tmp_path / "view"),
+        "exact_duplicates": False,
+        "near_duplicates": False,
+        "split": SplitConfig(train=1, val=0, test=0),
+    }
+    assert curate(CurateConfig(**bare)).splits == {"train": 4, "val": 0, "test": 0}
+    for needed, steps, settings in (
+        ("sha256", "exact_duplicates", {"exact_duplicates": True}),
+        ("pdq", "near_duplicates", {"near_duplicates": True}),
+        ("post_id", "split", {"split": SplitConfig(drop_leaks=False)}),
+        ("pdq", r"split\.drop_leaks", {"split": SplitConfig()}),
+        ("pdq", "conflicts", {"conflicts": True}),
+    ):
+        with pytest.raises(UserError, match=rf"foreign/00000\.tar: samples without .*{needed}, needed for {steps}"):
+            curate(CurateConfig(**bare | settings))
+
+
+def test_a_webdataset_without_an_index_is_told_how_to_get_one(tmp_path):
+    foreign = foreign_shards(tmp_path / "foreign", with_hashes=True)
+    (tmp_path / "foreign" / "00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"00001\.tar: no index lies beside this shard") as caught:
+        curate(CurateConfig(datasets=[foreign], view=str(tmp_path / "view")))
+    assert caught.value.remedy == f"run `xmodal shards index {foreign}`"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("soft_label", [0.5, 0.5]),
+        ("soft_label", ["a", "b", "c"]),
+        ("sha256", "00"),
+        ("pdq", "x" * 64),
+        ("width", "wide"),
+    ],
+)
+def test_a_field_that_is_not_as_it_should_be_is_told_with_its_shard(tmp_path, field, value):
+    samples = post_samples("p1", POSITIVE, photo_bytes(1))
+    samples[0].fields[field] = value
+    dataset = write_dataset(tmp_path / "odd", [samples])
+    with pytest.raises(UserError, match=r"odd/000000\.tar: a field is not as"):
+        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
 
 
 @pytest.mark.parametrize(

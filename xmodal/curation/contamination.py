@@ -12,6 +12,8 @@ from xmodal.curation.near_duplicates import is_near_any, pack_hashes
 
 log = logging.getLogger(__name__)
 
+_ROWS_AT_A_TIME = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkHashes:
@@ -46,4 +48,9 @@ def is_in_benchmark(sha256: np.ndarray, pdq: np.ndarray, benchmark: BenchmarkHas
     alike = np.flatnonzero(np.isin(first_words, benchmark.sha256.view(np.uint64)[:, 0]))
     known = {row.tobytes() for row in benchmark.sha256}
     equal[alike] = [sha256[place].tobytes() in known for place in alike]
-    return equal | is_near_any(pdq, benchmark.pdq)
+    # A part at a time: the comparison takes several times the memory of what it is given.
+    near = [
+        is_near_any(pdq[start : start + _ROWS_AT_A_TIME], benchmark.pdq)
+        for start in range(0, len(pdq), _ROWS_AT_A_TIME)
+    ]
+    return equal | np.concatenate([np.empty(0, dtype=bool), *near])
