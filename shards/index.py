@@ -9,7 +9,7 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
@@ -55,30 +55,33 @@ def index_name(tar_name: str) -> str:
     return tar_name.removesuffix(".tar") + ".parquet"
 
 
-def read_index(storage: Storage, tar_name: str, *, keep: bool = True) -> pa.Table:
+def read_index(storage: Storage, tar_name: str, *, keep: bool = True, columns: Sequence[str] | None = None) -> pa.Table:
     """The index of a committed tar, one row a sample in the tar's order; made where there is none, or a damaged one.
 
     One of another size of tar or another version is made anew too. What is committed never changes, so no more is
     compared: that would mean to read the tar. One that had to be made is written beside the tar, if it is to be kept.
+    Of `columns`, if given, those that the index has are read, and no others.
 
     Columns: `key, image_ext, {image,json,txt}_{offset,length}` (bytes; null where there is no such member),
     `image_crc32` (zlib's, of the picture's bytes), then the JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`.
     Raises UserError if the tar cannot be read.
     """
-    table, name = _stored_index(storage, tar_name)
+    table, name = _stored_index(storage, tar_name, columns)
     if table is None or not _is_of(index_metadata(table), storage.size(tar_name)):
         table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
         if keep:
             storage.replace(name, _write_table(table))
+        if columns is not None:
+            table = table.select([column for column in columns if column in table.column_names])
     return table
 
 
-def stored_index(storage: Storage, tar_name: str) -> pa.Table | None:
+def stored_index(storage: Storage, tar_name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
     """The index that lies beside a tar, whatever tar it is of; None where there is none, or a damaged one."""
-    return _stored_index(storage, tar_name)[0]
+    return _stored_index(storage, tar_name, columns)[0]
 
 
-def _stored_index(storage: Storage, tar_name: str) -> tuple[pa.Table | None, str]:
+def _stored_index(storage: Storage, tar_name: str, columns: Sequence[str] | None) -> tuple[pa.Table | None, str]:
     """The index that lies beside a tar, and the name that it has or is to have.
 
     img2dataset keeps tables of its own as `00000.parquet`: they stay, and the index is `00000.index.parquet` there.
@@ -86,7 +89,7 @@ def _stored_index(storage: Storage, tar_name: str) -> tuple[pa.Table | None, str
     name = index_name(tar_name)
     for last in (False, True):
         try:
-            table = _read_table(storage.read(name))
+            table = _read_table(storage.read(name), columns)
         except FileNotFoundError:
             return None, name
         is_ours = table is not None and "index_version" in index_metadata(table)
@@ -224,8 +227,8 @@ def _write_table(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _read_table(content: bytes) -> pa.Table | None:
+def _read_table(content: bytes, columns: Sequence[str] | None) -> pa.Table | None:
     try:
-        return pq.read_table(io.BytesIO(content))
+        return pq.ParquetFile(io.BytesIO(content)).read(columns)
     except (pa.ArrowInvalid, OSError):
         return None

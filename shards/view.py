@@ -1,7 +1,7 @@
 """A view: which samples of which shards form train, val and test, with what target. It copies no picture.
 
-A folder with `samples-<fingerprint>.parquet`, `shards-<fingerprint>.parquet` and `view.json`; the latter is replaced
-last and in one step, so a reader sees the whole old view or the whole new one.
+A folder with `samples-<fingerprint>.parquet`, `shards-<fingerprint>.parquet`, what else its maker puts beside them, and
+`view.json`; the latter is replaced last and in one step, so a reader sees the whole old view or the whole new one.
 """
 
 import hashlib
@@ -9,8 +9,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from shards.index import index_metadata
 from shards.json_object import parse_json_object
 from shards.storage import LEFTOVER_AGE_SECONDS, Storage, open_storage
 
-VIEW_VERSION = 2
+VIEW_VERSION = 3
 SPLITS = ("train", "val", "test")
 VIEW_SCHEMA = pa.schema(
     [
@@ -47,8 +48,11 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 _REQUIRED = {"schema_version": int, "fingerprint": str, "samples": str, "shards": str, "datasets": list}
-# A document that anybody may have written must not name files elsewhere: they are read, and deleted.
+# A document that anybody may have written must not name files elsewhere.
 _TABLE_NAME = re.compile(r"(samples|shards)-[0-9a-f]{12}\.parquet")
+_BESIDE_NAME = re.compile(r"(dropped|conflicts)-[0-9a-f]{12}\.(parquet|svg)")
+_BATCH_ROWS = 1 << 16
+"""A view is hashed and written so many rows at a time. Another number would give every view another fingerprint."""
 _ORDER = [("dataset", "ascending"), ("shard", "ascending"), ("image_offset", "ascending")]
 
 
@@ -118,14 +122,35 @@ def shard_entry(dataset: int, shard: str, index: pa.Table) -> dict[str, Any]:
 
 def fingerprint(table: pa.Table, shards: pa.Table) -> str:
     """The sha256 (hex) of a view's rows and of what shards they are in: equal for equal ones, whatever wrote them."""
-    sha256 = hashlib.sha256()
+    hashing = hashlib.sha256()
     for part in (table, shards):
-        sink = pa.BufferOutputStream()
-        combined = part.combine_chunks().replace_schema_metadata(None)
-        with pa.ipc.new_stream(sink, combined.schema) as stream:
-            stream.write_table(combined)
-        sha256.update(sink.getvalue())
-    return sha256.hexdigest()
+        for start in range(0, part.num_rows, _BATCH_ROWS):
+            _hash_rows(hashing, part.slice(start, _BATCH_ROWS))
+    return hashing.hexdigest()
+
+
+def _hash_rows(hashing: "hashlib._Hash", rows: pa.Table) -> None:
+    """At most _BATCH_ROWS of them."""
+    hashing.update(f"{rows.num_columns} x {rows.num_rows}".encode())
+    for column in rows.columns:
+        for part in _plain_parts(pa.concat_arrays(column.chunks)):
+            hashing.update(part.tobytes())
+
+
+def _plain_parts(array: pa.Array) -> Iterator[np.ndarray]:
+    """The bytes of an array's values, whatever memory they lie in: Arrow's own messages hold its neighbours, too."""
+    yield array.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_list(array.type):
+        yield pc.list_value_length(array).fill_null(0).to_numpy()
+        yield from _plain_parts(array.flatten())
+    elif pa.types.is_string(array.type):
+        texts = array.fill_null("")
+        yield pc.binary_length(texts).to_numpy()
+        _, offsets, characters = texts.buffers()
+        ends = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        yield np.frombuffer(characters or b"", dtype=np.uint8)[ends[0] : ends[-1]]
+    else:
+        yield array.fill_null(0).to_numpy()
 
 
 def in_order(table: pa.Table, shards: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -147,26 +172,88 @@ def write_view(
     `description` is kept in `view.json`; its `counts` must have `splits`. Returns the fingerprint and the sorted rows.
     """
     table, shards = in_order(table, shards)
-    mark = fingerprint(table, shards)
-    storage = open_storage(url, create=True)
-    names = {kind: f"{kind}-{mark[:12]}.parquet" for kind in ("samples", "shards")}
-    previous = _table_names(storage)
-    for kind, part in (("samples", table), ("shards", shards)):
-        sink = io.BytesIO()
-        pq.write_table(part, sink, compression="zstd")
-        storage.replace(names[kind], sink.getvalue())
-    document = {
-        "schema_version": VIEW_VERSION,
-        "fingerprint": mark,
-        **names,
-        "datasets": [_relative(dataset, storage.url) for dataset in datasets],
-        **description,
-    }
-    storage.replace("view.json", json.dumps(document, indent=2).encode() + b"\n")
-    for name in previous - set(names.values()):
-        storage.delete(name)
-    storage.discard_leftovers(LEFTOVER_AGE_SECONDS)
-    return mark, table
+    writer = ViewWriter()
+    writer.add(table)
+    return writer.finish(url, shards, datasets=datasets, description=description), table
+
+
+class ViewWriter:
+    """Writes a view whose rows come piece by piece, in the order of (dataset, shard, offset); nothing is visible until
+    `finish`.
+
+    In memory are the rows as Parquet, a few dozen bytes each.
+    """
+
+    def __init__(self) -> None:
+        self._hashing = hashlib.sha256()
+        self._sink = io.BytesIO()
+        self._parquet = pq.ParquetWriter(self._sink, VIEW_SCHEMA, compression="zstd")
+        self._waiting = VIEW_SCHEMA.empty_table()
+
+    def add(self, rows: pa.Table) -> None:
+        """Add rows (VIEW_SCHEMA) that come after all that were added before."""
+        self._waiting = pa.concat_tables([self._waiting, rows.cast(VIEW_SCHEMA)])
+        while self._waiting.num_rows >= _BATCH_ROWS:
+            self._write(self._waiting.slice(0, _BATCH_ROWS))
+            self._waiting = self._waiting.slice(_BATCH_ROWS)
+
+    def _write(self, rows: pa.Table) -> None:
+        _hash_rows(self._hashing, rows)
+        self._parquet.write_table(rows)
+
+    def finish(
+        self,
+        url: str,
+        shards: pa.Table,
+        *,
+        datasets: Sequence[str],
+        description: Mapping[str, Any],
+        beside: Mapping[str, tuple[str, bytes]] = MappingProxyType({}),
+    ) -> str:
+        """Make the view visible at `url`. `shards` (SHARD_SCHEMA) are those that the rows are in, in their order.
+
+        `description` is kept in `view.json`; its `counts` must have `splits`. `beside` are files of its maker's: key in
+        `view.json` → (`dropped.parquet`, `conflicts.parquet` or `conflicts.svg`, its bytes). Returns the fingerprint.
+        Whatever another view had here is removed; two writers must not be at work at one `url` at the same time.
+        """
+        if self._waiting.num_rows:
+            self._write(self._waiting)
+        self._parquet.close()
+        for start in range(0, shards.num_rows, _BATCH_ROWS):
+            _hash_rows(self._hashing, shards.slice(start, _BATCH_ROWS))
+        mark = self._hashing.hexdigest()
+        shard_sink = io.BytesIO()
+        pq.write_table(shards, shard_sink, compression="zstd")
+        files = {
+            "samples": (_marked("samples.parquet", mark), self._sink.getvalue()),
+            "shards": (_marked("shards.parquet", mark), shard_sink.getvalue()),
+        }
+        for kind, (name, content) in beside.items():
+            # They may differ where the rows do not, as with another step that dropped the same samples.
+            files[kind] = (_marked(name, hashlib.sha256(content).hexdigest()), content)
+        names = {kind: name for kind, (name, _) in files.items()}
+        storage = open_storage(url, create=True)
+        for name, content in files.values():
+            storage.replace(name, content)
+        document = {
+            "schema_version": VIEW_VERSION,
+            "fingerprint": mark,
+            **names,
+            "datasets": [_relative(dataset, storage.url) for dataset in datasets],
+            **description,
+        }
+        storage.replace("view.json", json.dumps(document, indent=2).encode() + b"\n")
+        for name in storage.names():
+            if (_TABLE_NAME.fullmatch(name) or _BESIDE_NAME.fullmatch(name)) and name not in names.values():
+                storage.delete(name)
+        storage.discard_leftovers(LEFTOVER_AGE_SECONDS)
+        return mark
+
+
+def _marked(name: str, mark: str) -> str:
+    """`samples.parquet` → `samples-<12 digits of its mark>.parquet`."""
+    stem, _, extension = name.rpartition(".")
+    return f"{stem}-{mark[:12]}.{extension}"
 
 
 def open_view(url: str) -> View:
@@ -192,6 +279,17 @@ def open_view(url: str) -> View:
     )
 
 
+def read_beside(view: View, kind: str) -> bytes:
+    """A file that the maker of a view has put beside it. Raises UserError if there is none."""
+    name = view.description.get(kind)
+    try:
+        if isinstance(name, str) and _BESIDE_NAME.fullmatch(name):
+            return open_storage(view.url).read(name)
+    except FileNotFoundError:
+        pass
+    raise UserError(f"{view.url}/view.json: {kind}: names no file that is there", "run `xmodal curate` again")
+
+
 def _read(storage: Storage, url: str) -> tuple[dict[str, Any], tuple[pa.Table, pa.Table] | None]:
     """What `view.json` says, and the rows and shards that it speaks of; None for what is not there, or others."""
     try:
@@ -209,16 +307,6 @@ def _read(storage: Storage, url: str) -> tuple[dict[str, Any], tuple[pa.Table, p
     if table is None or shards is None or fingerprint(table, shards) != description["fingerprint"]:
         return description, None
     return description, (table, shards)
-
-
-def _table_names(storage: Storage) -> set[str]:
-    """The Parquet files of the view that is there now; none where there is no view, or its document is damaged."""
-    try:
-        description = parse_json_object(storage.read("view.json"), "view.json", "")
-    except (FileNotFoundError, UserError):
-        return set()
-    names = (description.get(kind) for kind in ("samples", "shards"))
-    return {name for name in names if isinstance(name, str) and _TABLE_NAME.fullmatch(name)}
 
 
 def _read_table(storage: Storage, name: str, schema: pa.Schema) -> pa.Table | None:

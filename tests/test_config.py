@@ -157,6 +157,39 @@ def test_a_value_out_of_range_is_told_by_its_whole_path_however_deep(config):
     assert first == "command line: middle.inner.size: 0 must be at least 1"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Names, and things with a size."""
+
+    items: list[str | Middle]
+    """Either."""
+
+
+def test_a_list_may_hold_texts_and_sections(config, capsys):
+    config.write_text("items:\n  - plain\n  - inner: {size: 3}\n")
+    loaded = load(Listing, ["--config", str(config)])
+    assert loaded == Listing(items=["plain", Middle(inner=Inner(size=3))])
+    with pytest.raises(SystemExit):
+        load(Listing, ["--config", str(config), "--print_config"])
+    config.write_text(capsys.readouterr().out)
+    assert load(Listing, ["--config", str(config)]) == loaded
+
+
+@pytest.mark.parametrize(
+    ("items", "what"),
+    [
+        ("[plain, 3]", "items[1]: 3 is not a section"),
+        ("[plain, [plain]]", "items[1]: ['plain'] is not a section"),
+        ("[{inner: {size: 0}}]", "items[0].inner.size: 0 must be at least 1"),
+        ("[plain, {inner: {size: much}}]", "items[1].inner.size: Expected a int. Got value: much"),
+        ("[{outer: 3}]", "items[0].outer: no such setting"),
+        ("plain", "items: Expected a list. Got value: plain"),
+    ],
+)
+def test_of_texts_and_sections_the_one_that_cannot_be_is_named(items, what):
+    assert refusal(Listing, ["--items", items])[0].startswith(f"command line: {what}")
+
+
 def test_the_known_keys_are_all_settings_with_their_sections():
     assert known_keys(Outer) == ["middle", "middle.inner", "middle.inner.size"]
 

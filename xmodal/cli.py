@@ -100,20 +100,21 @@ def label(arguments: list[str]) -> None:
 
 
 def curate(arguments: list[str]) -> None:
-    """Shards → view: drop duplicates and benchmark pictures, filter, balance, split."""
-    from xmodal.curation.curate import CurateConfig
-    from xmodal.curation.curate import curate as run
+    """Shards → view: drop duplicates and benchmark pictures, filter, balance, split.
 
-    summary = run(_config(CurateConfig, arguments, curate))
-    funnel: list[tuple[str, object]] = [
-        (step.step, f"{step.samples:>8}   " + "  ".join(f"{name} {n}" for name, n in step.by_class.items()))
-        for step in summary.funnel
-    ]
-    splits = "  ".join(f"{name} {count}" for name, count in summary.splits.items())
-    _print_table(
-        f"View {os.path.abspath(summary.view)}: samples left after each step",
-        [*funnel, ("splits", splits), ("fingerprint", summary.fingerprint[:12])],
-    )
+    `--dry-run` says what each step would leave, and writes nothing.
+    """
+    from xmodal.curation.config import CurateConfig
+    from xmodal.curation.curate import curate as run
+    from xmodal.curation.funnel import funnel_table
+
+    dry_run = "--dry-run" in arguments
+    config = _config(CurateConfig, [argument for argument in arguments if argument != "--dry-run"], curate)
+    summary = run(config, dry_run=dry_run)
+    print(f"{'A dry run: nothing is written to' if dry_run else 'View'} {summary.view}; samples left after each step")
+    print(funnel_table(summary.funnel, summary.splits_by_class))
+    if not dry_run:
+        print(f"fingerprint {summary.fingerprint[:12]}")
 
 
 def train(arguments: list[str]) -> None:
@@ -169,7 +170,7 @@ def forget(arguments: list[str]) -> None:
     parser.add_argument("--authors")
     parser.add_argument("--reason", default="")
     parser.add_argument("--scrub", action="store_true")
-    parsed = _parse(parser, arguments, "see `xmodal forget --help`")
+    parsed = _parsed(parser, arguments, "forget")
     if parsed.dataset is None:
         raise UserError("command line: no dataset", "see `xmodal forget --help`")
     if parsed.posts is None and parsed.authors is None and not parsed.scrub:
@@ -201,6 +202,39 @@ usage: xmodal forget [--posts FILE] [--authors FILE] [--reason TEXT] [--scrub] D
   --scrub         also take the samples of all that are to be forgotten out of the shards, for good
 
 Later views leave them out, and older views that hold them are refused. See docs/forgetting.md."""
+
+
+def view(arguments: list[str]) -> None:
+    """Two views: what differs between them, and which step dropped what (`xmodal view diff A B`)."""
+    from shards.view import open_view
+    from xmodal.curation.view_diff import diff_text, diff_views, write_differences
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_VIEW_USAGE)
+        return
+    action, *rest = arguments
+    if action != "diff":
+        raise UserError(f"command line: {action}: no such action", "choose diff")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("views", nargs="*")
+    parser.add_argument("--csv")
+    parsed = _parsed(parser, rest, "view")
+    if len(parsed.views) != 2:
+        raise UserError("command line: diff takes two views", "xmodal view diff BEFORE AFTER")
+    before, after = (open_view(url) for url in parsed.views)
+    diff = diff_views(before, after)
+    print(diff_text(diff))
+    if parsed.csv:
+        write_differences(diff, parsed.csv)
+
+
+_VIEW_USAGE = """\
+usage: xmodal view diff BEFORE AFTER [--csv FILE]
+
+  diff    how the recipes and inputs of two views differ, and of the samples that only one of them has, why the
+          other has not: which step dropped them
+
+--csv FILE: a row for each sample that differs: key, change, why."""
 
 
 def shards(arguments: list[str]) -> int:
@@ -253,7 +287,7 @@ def _url_and_workers(arguments: list[str]) -> tuple[str, int]:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--num_workers", type=int, default=0)
-    parsed = _parse(parser, arguments, "see `xmodal shards --help`")
+    parsed = _parsed(parser, arguments, "shards")
     if parsed.url is None:
         raise UserError("command line: no URL of shards", "see `xmodal shards --help`")
     if parsed.num_workers < 0:
@@ -261,13 +295,14 @@ def _url_and_workers(arguments: list[str]) -> tuple[str, int]:
     return parsed.url, parsed.num_workers
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: list[str], remedy: str) -> argparse.Namespace:
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str], verb: str) -> argparse.Namespace:
+    """What a parser makes of arguments; those that it does not know are a mistake of the user's."""
     try:
         parsed, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise UserError(f"command line: {error}", remedy) from error
+        raise UserError(f"command line: {error}", f"see `xmodal {verb} --help`") from error
     if unknown:
-        raise UserError(f"command line: {unknown[0]}: no such setting", remedy)
+        raise UserError(f"command line: {unknown[0]}: no such setting", f"see `xmodal {verb} --help`")
     return parsed
 
 
@@ -289,7 +324,7 @@ def doctor(arguments: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
-    for verb in (collect, label, curate, train, evaluate, report, demo, forget, shards, doctor)
+    for verb in (collect, label, curate, train, evaluate, report, demo, view, forget, shards, doctor)
 }
 
 

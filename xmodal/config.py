@@ -77,10 +77,16 @@ def _parser_of(config_class: type, **settings: Any) -> jsonargparse.ArgumentPars
 
 
 def _item_class(field_type: Any) -> type | None:
-    """The config class of a field that is a list of sections."""
-    if get_origin(field_type) is list and is_dataclass(get_args(field_type)[0]):
-        return cast(type, get_args(field_type)[0])
-    return None
+    """The config class of a field that is a list of sections, or of sections and texts (`list[str | Section]`)."""
+    if get_origin(field_type) is not list:
+        return None
+    (item_type,) = get_args(field_type)
+    return next((cast(type, one) for one in get_args(item_type) or [item_type] if is_dataclass(one)), None)
+
+
+def _allows_text(field_type: Any) -> bool:
+    """Whether an item of such a list may also be text."""
+    return str in get_args(get_args(field_type)[0])
 
 
 def _item_classes(config_class: Any) -> Iterator[type]:
@@ -109,7 +115,12 @@ def _build(config_class: Any, values: dict[str, Any]) -> Any:
             except (ConfigError, _ItemError) as error:
                 raise error.within(field.name) from error
         elif (item_class := _item_class(field.type)) and isinstance(value, list):
-            value = [_build_item(item_class, item, f"{field.name}[{place}]") for place, item in enumerate(value)]
+            value = [
+                item
+                if isinstance(item, str) and _allows_text(field.type)
+                else _build_item(item_class, item, f"{field.name}[{place}]")
+                for place, item in enumerate(value)
+            ]
         elif value is None and NoneType not in get_args(field.type):
             raise ConfigError(field.name, value, "is no value; remove the line to keep the default")
         arguments[field.name] = value
@@ -180,9 +191,9 @@ def _explain(
     missing = re.search(r"arguments are required: (.*)", message)
     if missing:
         names = missing.group(1)
-        return UserError(
-            f"{source}: {names}: not given", f"add it to the config, or give --{names.split(',')[0]} VALUE"
-        )
+        # A section of a list has no flags of its own.
+        flag = "" if within else f", or give --{names.split(',')[0]} VALUE"
+        return UserError(f"{source}: {within}{names}: not given", f"add it to the config{flag}")
     if message.startswith("Unexpected config"):
         return UserError(f"{source}: holds no settings", "write one a line, such as `key: value`")
     return UserError(f"{source}: {_plain(message)}", see_help)

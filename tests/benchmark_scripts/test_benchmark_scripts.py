@@ -126,3 +126,14 @@ def test_the_benchmark_of_teachers_checks_and_writes_its_report_with_a_made_mode
     assert 0 < report["results"]["xmodal fp32"]["padding_percent"][0] < 10
     assert "xmodal fp32 / pipeline fp32: texts_per_second" in report["ratios"]
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_benchmark_of_curation_checks_and_writes_its_report(tmp_path):
+    report = run("curate.py", tmp_path, "--sizes", "2000", "6000", "--rounds", "2")
+    assert list(report["results"]) == ["xmodal, 2,000 samples", "xmodal, 6,000 samples"]
+    for figures in report["results"].values():
+        assert {len(values) for values in figures.values()} == {2}
+        assert min(figures["samples_in_view"]) > 100
+        assert max(figures["peak_mib"]) < 4096
+    assert list(report["ratios"]) == ["6,000 / 2,000 samples: seconds", "6,000 / 2,000 samples: peak_mib"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -18,7 +18,7 @@ from shards.storage import LocalStorage
 from shards.writer import Sample, write_shard
 from xmodal import cli
 from xmodal.collecting.collect import CollectConfig
-from xmodal.curation.curate import CurateConfig
+from xmodal.curation.config import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
 from xmodal.labelling.config import LabelConfig
@@ -70,7 +70,7 @@ def leaves(config_class: Any, prefix: str = "") -> list[str]:
 def test_help_lists_all_verbs(arguments, capsys):
     assert cli.main(arguments) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == [*CONFIGS, "forget", "shards", "doctor"] == list(cli.VERBS)
+    assert listed == [*CONFIGS, "view", "forget", "shards", "doctor"] == list(cli.VERBS)
 
 
 def test_the_version_is_that_of_the_package(capsys):

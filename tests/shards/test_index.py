@@ -94,6 +94,23 @@ def test_an_index_is_made_once_and_then_read(
     assert index_metadata(read) == index_metadata(made)
 
 
+def test_columns_that_are_asked_for_are_read_where_there_are_such(
+    storage: LocalStorage, make_samples: MakeSamples
+) -> None:
+    write_shard(storage, "a", make_samples(3))
+    whole = read_index(storage, "a.tar")
+    columns = ["soft_label", "key", "no such", "post_id"]
+    part = read_index(storage, "a.tar", columns=columns)
+    assert part.select(["key", "post_id", "soft_label"]).equals(whole.select(["key", "post_id", "soft_label"]))
+    assert part.num_columns == 3
+    assert index_metadata(part) == index_metadata(whole)
+    storage.delete("a.parquet")
+    made = read_index(storage, "a.tar", columns=columns)
+    assert made.select(part.column_names).equals(part)
+    assert made.num_columns == 3
+    assert read_index(storage, "a.tar").equals(whole)
+
+
 def test_a_lost_index_is_made_again_with_the_same_bytes(storage: LocalStorage, make_samples: MakeSamples) -> None:
     write_shard(storage, "a", make_samples(2))
     read_index(storage, "a.tar")

@@ -19,7 +19,17 @@ import pytest
 
 from shards.errors import UserError
 from shards.storage import LocalStorage
-from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, View, fingerprint, open_view, target_array, write_view
+from shards.view import (
+    SHARD_SCHEMA,
+    VIEW_SCHEMA,
+    View,
+    ViewWriter,
+    fingerprint,
+    open_view,
+    read_beside,
+    target_array,
+    write_view,
+)
 
 MakeView = Callable[..., View]
 TableOf = Callable[[Path], pa.Table]
@@ -157,6 +167,68 @@ def test_writing_a_view_again_changes_nothing(view_copy: View, dataset_copy: Pat
     assert {path.name: path.read_bytes() for path in Path(view_copy.url).iterdir()} == before
 
 
+def many_rows(table: pa.Table, count: int) -> pa.Table:
+    """So many rows, in the order of a view."""
+    rows = pa.concat_tables([table] * (count // table.num_rows + 1)).slice(0, count)
+    return with_column(rows, "image_offset", list(range(count))).sort_by(
+        [("shard", "ascending"), ("image_offset", "ascending")]
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, (1 << 16) - 1, 1 << 16, (1 << 17) + 5])
+def test_a_view_is_the_same_in_whatever_pieces_its_rows_come(
+    tmp_path: Path, table: pa.Table, shards: pa.Table, count: int
+) -> None:
+    rows = many_rows(table, count)
+    marks = set()
+    for number, piece in enumerate((count or 1, 1 + count // 3, 60_000)):
+        writer = ViewWriter()
+        for start in range(0, count, piece):
+            writer.add(rows.slice(start, piece))
+        marks.add(
+            writer.finish(str(tmp_path / f"{number}"), shards, datasets=[], description={"counts": {"splits": {}}})
+        )
+    assert marks == {fingerprint(rows, shards)}
+    files = [{file.name: file.read_bytes() for file in (tmp_path / f"{number}").iterdir()} for number in range(3)]
+    assert files[0] == files[1] == files[2]
+    assert open_view(str(tmp_path / "0")).table.equals(rows)
+
+
+def test_files_beside_a_view_come_and_go_with_it(tmp_path: Path, table: pa.Table, shards: pa.Table) -> None:
+    description = {"counts": {"splits": {}}}
+    for content in (b"one", b"other"):
+        writer = ViewWriter()
+        writer.add(table.slice(0, 5))
+        beside = {"dropped": ("dropped.parquet", content), "picture": ("conflicts.svg", b"<svg/>")}
+        writer.finish(str(tmp_path), shards, datasets=[], description=description, beside=beside)
+        view = open_view(str(tmp_path))
+        assert read_beside(view, "dropped") == content
+        assert read_beside(view, "picture") == b"<svg/>"
+        assert len(list(tmp_path.iterdir())) == 5
+    write_view(str(tmp_path), table.slice(0, 5), shards, datasets=[], description=description)
+    assert sorted(file.name.partition("-")[0] for file in tmp_path.iterdir()) == ["samples", "shards", "view.json"]
+    with pytest.raises(UserError, match="dropped: names no file"):
+        read_beside(open_view(str(tmp_path)), "dropped")
+
+
+def test_a_document_that_names_a_file_elsewhere_beside_a_view_has_it_not_read(view_copy: View) -> None:
+    victim = Path(view_copy.url).parent / "dropped-000000000000.parquet"
+    victim.write_bytes(b"secret")
+    for name in (f"../{victim.name}", str(victim), ["a"], "view.json"):
+        view_copy.description["dropped"] = name
+        with pytest.raises(UserError, match="dropped: names no file"):
+            read_beside(view_copy, "dropped")
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(
+    view_copy: View, dataset_copy: Path, make_view: MakeView
+) -> None:
+    orphan = Path(view_copy.url, "samples-0123456789ab.parquet")
+    orphan.write_bytes(b"of a view that never was")
+    make_view(dataset_copy, Path(view_copy.url))
+    assert not orphan.exists()
+
+
 DYING_WRITE = """
 import os, signal, sys
 from shards.storage import LocalStorage
@@ -223,7 +295,7 @@ def test_a_folder_that_is_no_view_is_a_users_error(tmp_path: Path) -> None:
 def test_a_view_of_another_version_is_a_users_error(view_copy: View) -> None:
     path = Path(view_copy.url, "view.json")
     path.write_text(json.dumps(view_copy.description | {"schema_version": 99}))
-    with pytest.raises(UserError, match="schema_version: 99 is not 2"):
+    with pytest.raises(UserError, match="schema_version: 99 is not 3"):
         open_view(view_copy.url)
 
 

@@ -1,249 +1,278 @@
 """Datasets → view: reads the indexes, applies the steps in their fixed order, counts each, writes the view."""
 
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import xmodal
-from shards.checks import require_range
-from shards.dataset import read_dataset
-from shards.errors import ConfigError, UserError
-from shards.index import index_metadata, index_name, read_index
-from shards.storage import Storage, open_storage
-from shards.view import SHARD_SCHEMA, SPLITS, shard_entry, write_view
-from xmodal.benchmarks import load_benchmark
-from xmodal.crawl.pictures import PILLOW_MAX_PIXELS, PictureConfig, RefusedPictureError, check_picture
+from shards.errors import UserError
+from shards.tombstones import Tombstones
+from shards.view import SHARD_SCHEMA, SPLITS, VIEW_SCHEMA, ViewWriter
 from xmodal.curation import steps
-from xmodal.curation.near_duplicates import hash_bits
-from xmodal.curation.steps import Samples
-from xmodal.labels import CLASSES, histogram
+from xmodal.curation.config import CurateConfig
+from xmodal.curation.conflicts import Conflicts, conflict_figure, conflict_list, find_conflicts
+from xmodal.curation.contamination import BenchmarkHashes, benchmark_hashes, is_in_benchmark
+from xmodal.curation.datasets import Dataset, Samples, Shard, fingerprint, open_dataset, read_rows, read_samples
+from xmodal.curation.dropped import DroppedKeys
+from xmodal.curation.funnel import Funnel, FunnelStep, class_counts
+from xmodal.curation.name_hashes import lots
+from xmodal.curation.near_duplicates import near_groups
+from xmodal.curation.order import ranks
+from xmodal.labels import CLASSES
 
-log = logging.getLogger(__name__)
-
-_PLACE = ("key", "image_ext", "image_offset", "image_length", "image_crc32")
-_FIELDS = ("soft_label", "sha256", "pdq", "post_id", "width", "height")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConfidenceConfig:
-    """A sample is kept if the probability of its class is strictly greater than that class's threshold."""
-
-    negative: float = 0.0
-    neutral: float = 0.0
-    positive: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_range(self, *CLASSES, least=0, below=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """Shares of the posts; they need not add up to 1."""
-
-    train: float = 0.8
-    val: float = 0.1
-    test: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_range(self, "train", above=0)
-        require_range(self, "val", "test", least=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurateConfig:
-    """From finished datasets to a view. The steps are applied in the order in which they stand here."""
-
-    datasets: list[str]
-    """Folders of finished datasets."""
-    view: str
-    """Folder of the view."""
-    near_duplicates: bool = True
-    """Keep one of each group of near duplicates (PDQ distance 31 or less)."""
-    benchmarks: list[str] = field(default_factory=list)
-    """Benchmark files; posts with a picture equal or nearly equal to one of theirs are left out."""
-    confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
-    balance: Literal["none", "undersample"] = "none"
-    """`undersample` cuts every class down to the smallest."""
-    split: SplitConfig = field(default_factory=SplitConfig)
-    seed: int = 0
-    """Decides who is left out by balancing, and the splits."""
-
-    def __post_init__(self) -> None:
-        if not all(self.datasets) or not self.datasets:
-            raise ConfigError("datasets", self.datasets, "must name at least one dataset")
-        if not self.view:
-            raise ConfigError("view", self.view, "must name a folder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunnelStep:
-    """What was left after a step."""
-
-    step: str
-    samples: int
-    by_class: dict[str, int]
+_ROW_COLUMNS = ("key", "image_ext", "image_offset", "image_length", "image_crc32", "soft_label")
+_LIBRARIES = ("numpy", "pyarrow", "scipy")
+"""Whose versions are kept with a view, as what made it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurateSummary:
-    """A written view."""
+    """A view that was written, or would be."""
 
     view: str
     fingerprint: str
+    """Empty after a dry run."""
     funnel: list[FunnelStep]
     splits: dict[str, int]
+    splits_by_class: dict[str, dict[str, int]]
 
 
-def curate(config: CurateConfig) -> CurateSummary:
+@dataclass(frozen=True, kw_only=True)
+class _Selection:
+    """Which samples of which shards are in the view; arrays have an entry for every sample of the datasets."""
+
+    shards: list[Shard]
+    funnel: Funnel
+    classes: np.ndarray
+    splits: np.ndarray
+    """int8, place in SPLITS; -1 for those that are in none."""
+    conflicts: Conflicts | None
+
+
+def curate(config: CurateConfig, *, dry_run: bool = False) -> CurateSummary:
     """Make the view of a recipe. The same datasets and recipe give the same view, bit for bit.
 
-    Raises UserError for a dataset that is missing or unfinished, or a benchmark that cannot be read.
+    A dry run counts what each step leaves, and writes nothing. Raises UserError for a dataset that is missing or
+    unfinished, a benchmark that cannot be read, or samples that lack what a step needs.
     """
-    storages = [open_storage(dataset) for dataset in config.datasets]
-    documents = [read_dataset(storage) for storage in storages]
-    table, shards = _read_samples(storages, documents)
-    if not table.num_rows:
-        raise UserError(f"{config.datasets}: no samples", "label some posts first")
-    samples = _samples(table)
-    stays, funnel = _apply(samples, _steps(config, samples))
-    table = table.filter(pa.array(stays))
-    if not table.num_rows:
-        raise UserError(
-            f"{config.view}: no sample is left after {funnel[-1].step}", "lower the thresholds, or label more posts"
-        )
-    numbers = steps.split_by_post(
-        _samples(table), [config.split.train, config.split.val, config.split.test], config.seed
+    datasets = [open_dataset(url) for url in config.dataset_urls]
+    selection = _select(config, datasets, keep_indexes=not dry_run)
+    funnel = selection.funnel.steps
+    by_class = {name: class_counts(selection.classes[selection.splits == number]) for number, name in enumerate(SPLITS)}
+    splits = {name: sum(counts.values()) for name, counts in by_class.items()}
+    mark = ""
+    if not dry_run:
+        if not funnel[-1].samples:
+            raise UserError(
+                f"{config.view}: no sample is left after {funnel[-1].step}", "lower the thresholds, or label more posts"
+            )
+        counts = {"funnel": [asdict(step) for step in funnel], "splits": splits, "splits_by_class": by_class}
+        mark = _write(config, datasets, selection, counts)
+    return CurateSummary(view=config.view, fingerprint=mark, funnel=funnel, splits=splits, splits_by_class=by_class)
+
+
+def _select(config: CurateConfig, datasets: Sequence[Dataset], *, keep_indexes: bool) -> _Selection:
+    forgotten = Tombstones(
+        frozenset().union(*(dataset.tombstones.post_ids for dataset in datasets)),
+        frozenset().union(*(dataset.tombstones.authors for dataset in datasets)),
     )
-    table = table.append_column("split", pa.array(np.array(SPLITS)[numbers]))
-    splits = {name: int((numbers == number).sum()) for number, name in enumerate(SPLITS)}
-    rows = table.select(["dataset", "shard", *_PLACE, "split"])
-    mark, _ = write_view(
+    benchmark = benchmark_hashes(config.benchmarks) if config.benchmarks else None
+    samples = read_samples(
+        datasets, _needs(config, forgotten), num_workers=config.num_workers, keep_indexes=keep_indexes
+    )
+    ranking = ranks(samples.keys, samples.soft_labels, samples.sha256)
+    balance_lots = lots(config.seed, "balance", _texts(samples.keys)) if config.balance != "none" else None
+    masks = _masks(config, samples, benchmark, forgotten)
+    splits = _splits(config, samples)
+    shards, classes, soft_labels, of_datasets = samples.shards, samples.classes, samples.soft_labels, samples.datasets
+    sha256, pdq, num_pixels = samples.sha256, samples.pdq, samples.num_pixels
+    del samples  # All else is let go of before the step that takes the most memory.
+
+    funnel = Funnel(classes)
+    if config.exact_duplicates:
+        assert sha256 is not None
+        numbers = steps.equal_rows(sha256)
+        funnel.apply("exact duplicates", lambda left: steps.first_of_each(numbers[left], ranking[left]))
+        del numbers
+    del sha256
+    if config.near_duplicates or config.conflicts or _has_leaks(config):
+        assert pdq is not None
+        # Of all samples, whichever are left when the groups are asked for: what was dropped links pictures, too.
+        groups = near_groups(pdq)
+    del pdq
+    if config.near_duplicates:
+        assert num_pixels is not None
+        funnel.apply(
+            "near duplicates", lambda left: steps.first_of_each(groups[left], -num_pixels[left], ranking[left])
+        )
+    for name, stays in masks.items():
+        funnel.apply(name, stays.__getitem__)
+    if balance_lots is not None:
+        funnel.apply("balance", lambda left: _balanced(config, classes[left], balance_lots[left], ranking[left]))
+    if _has_leaks(config):
+        funnel.apply("split leaks", lambda left: steps.without_leaks(splits[left], groups[left]))
+    splits[funnel.dropped_by > 0] = -1
+    conflicts = None
+    if config.conflicts:
+        asked = masks.get("forgotten", np.ones(len(classes), dtype=bool))
+        conflicts = find_conflicts(groups, soft_labels, of_datasets, asked)
+    return _Selection(shards=shards, funnel=funnel, classes=classes, splits=splits, conflicts=conflicts)
+
+
+def _masks(
+    config: CurateConfig, samples: Samples, benchmark: BenchmarkHashes | None, forgotten: Tombstones
+) -> dict[str, np.ndarray]:
+    """The steps that look at each post by itself, in their order, and for each of all samples whether it stays."""
+    masks: dict[str, np.ndarray] = {}
+    if benchmark is not None:
+        assert samples.sha256 is not None
+        assert samples.pdq is not None
+        # Asked of duplicates too: a post stays known by a picture that is not kept.
+        masks["benchmark pictures"] = ~_of_posts_with(samples, is_in_benchmark(samples.sha256, samples.pdq, benchmark))
+    if forgotten:
+        masks["forgotten"] = ~_is_forgotten(samples, forgotten)
+    thresholds = np.array(config.thresholds)
+    if thresholds.any():
+        masks["confidence"] = steps.confident(samples.confidence, samples.classes, samples.datasets, thresholds)
+    return masks
+
+
+def _needs(config: CurateConfig, forgotten: Tombstones) -> dict[str, list[str]]:
+    """The fields of samples that the recipe needs, and for each of them the steps that need it."""
+    needs: dict[str, list[str]] = {}
+    for is_asked, step, names in (
+        (config.exact_duplicates, "exact_duplicates", ["sha256"]),
+        (config.near_duplicates, "near_duplicates", ["pdq", "width", "height"]),
+        (config.benchmarks, "benchmarks", ["sha256", "pdq", "post_id"]),
+        (forgotten.post_ids, "forgotten posts", ["post_id"]),
+        (forgotten.authors, "forgotten authors", ["author"]),
+        (config.split.val or config.split.test, "split", ["post_id"]),
+        (_has_leaks(config), "split.drop_leaks", ["pdq"]),
+        (config.conflicts, "conflicts", ["pdq"]),
+    ):
+        for name in names if is_asked else []:
+            needs.setdefault(name, []).append(step)
+    return needs
+
+
+def _has_leaks(config: CurateConfig) -> bool:
+    """Whether near duplicates may lie in several splits, and are to be dropped there."""
+    return config.split.drop_leaks and not config.near_duplicates and bool(config.split.val or config.split.test)
+
+
+def _of_posts_with(samples: Samples, touched: np.ndarray) -> np.ndarray:
+    """Which samples are of a post that has a touched one: all pictures of a post show one thing and share its text."""
+    assert samples.posts is not None
+    assert samples.post_ids is not None
+    is_post_touched = np.zeros(len(samples.post_ids), dtype=bool)
+    is_post_touched[samples.posts[touched]] = True
+    return is_post_touched[samples.posts]
+
+
+def _is_forgotten(samples: Samples, forgotten: Tombstones) -> np.ndarray:
+    rows = np.zeros(len(samples.classes), dtype=bool)
+    if forgotten.post_ids:
+        rows |= _is_in(samples.post_ids, forgotten.post_ids)[samples.posts]
+    if forgotten.authors:
+        rows |= _is_in(samples.authors, forgotten.authors)
+    return rows
+
+
+def _is_in(values: pa.LargeStringArray | None, names: frozenset[str]) -> np.ndarray:
+    return pc.is_in(values, pa.array(sorted(names), pa.large_string())).to_numpy(zero_copy_only=False)
+
+
+def _balanced(config: CurateConfig, classes: np.ndarray, drawn: np.ndarray, ranking: np.ndarray) -> np.ndarray:
+    size = config.cap if config.balance == "cap" else steps.smallest_class(classes)
+    return steps.capped(classes, drawn, ranking, size)
+
+
+def _splits(config: CurateConfig, samples: Samples) -> np.ndarray:
+    """int8 `(n,)`; where one split is to have all, no post needs to be known."""
+    if samples.posts is None:
+        return np.zeros(len(samples.classes), dtype=np.int8)
+    drawn = lots(config.seed, "split", _texts(samples.post_ids))
+    return steps.split_of(drawn, config.split.shares).astype(np.int8)[samples.posts]
+
+
+def _texts(names: pa.LargeStringArray | None) -> Iterator[str]:
+    """Python texts, a few at a time."""
+    for start in range(0, len(names or ()), 1 << 16):
+        yield from names[start : start + (1 << 16)].to_pylist()  # type: ignore[index]
+
+
+def _write(config: CurateConfig, datasets: Sequence[Dataset], selection: _Selection, counts: Mapping[str, Any]) -> str:
+    """Write the view. Returns its fingerprint."""
+    writer = ViewWriter()
+    dropped = DroppedKeys()
+    conflict_keys: list[pa.Array] = []
+    shards, start = [], 0
+    rows_of_shards = read_rows(datasets, selection.shards, _ROW_COLUMNS, num_workers=config.num_workers)
+    for shard, table in zip(selection.shards, rows_of_shards, strict=True):
+        part = slice(start, start + shard.num_samples)
+        start = part.stop
+        dropped.add(table["key"], selection.funnel.dropped_by[part])
+        if selection.conflicts is not None:
+            conflict_keys.append(table["key"].filter(selection.conflicts.is_listed[part]))
+        splits = selection.splits[part]
+        if (splits >= 0).any():
+            shards.append(shard)
+            writer.add(_rows(table.filter(splits >= 0), shard, splits[splits >= 0]))
+    beside = {"dropped": ("dropped.parquet", dropped.parquet())}
+    if selection.conflicts is not None:
+        keys = pa.chunked_array(conflict_keys, pa.string())
+        beside["conflicts"] = ("conflicts.parquet", conflict_list(selection.conflicts, keys))
+        beside["conflict_figure"] = ("conflicts.svg", conflict_figure(selection.conflicts))
+    recipe = asdict(config)
+    del recipe["num_workers"]
+    return writer.finish(
         config.view,
-        rows.append_column("target", table["soft_label"]),
-        shards,
-        datasets=config.datasets,
+        _shard_table(shards),
+        datasets=[dataset.storage.url for dataset in datasets],
         description={
             "classes": list(CLASSES),
-            "recipe": asdict(config),
-            "counts": {"funnel": [asdict(step) for step in funnel], "splits": splits},
+            "recipe": recipe,
+            "counts": counts,
             "inputs": {
-                dataset: _fingerprint(document) for dataset, document in zip(config.datasets, documents, strict=True)
+                dataset.url: fingerprint(shard for shard in selection.shards if shard.dataset == number)
+                for number, dataset in enumerate(datasets)
             },
-            "xmodal": xmodal.__version__,
+            "tombstones": {dataset.url: dataset.tombstones.fingerprint for dataset in datasets},
+            "versions": _versions(),
         },
-    )
-    return CurateSummary(view=config.view, fingerprint=mark, funnel=funnel, splits=splits)
-
-
-def _steps(config: CurateConfig, labelled: Samples) -> list[tuple[str, Callable[[Samples], np.ndarray]]]:
-    """Names and functions of the steps that the recipe asks for, in the order of the design."""
-    chosen: list[tuple[str, Callable[[Samples], np.ndarray]]] = [("exact duplicates", steps.first_of_duplicates)]
-    if config.near_duplicates:
-        chosen.append(("near duplicates", steps.best_of_near_duplicates))
-    if config.benchmarks:
-        contaminated = steps.posts_in_benchmarks(labelled, *_benchmark_hashes(config.benchmarks))
-        chosen.append(("benchmark pictures", lambda samples: steps.outside_posts(samples, contaminated)))
-    thresholds = [getattr(config.confidence, name) for name in CLASSES]
-    if any(thresholds):
-        chosen.append(("confidence", lambda samples: steps.confident(samples, thresholds)))
-    if config.balance == "undersample":
-        chosen.append(("balance", lambda samples: steps.undersampled(samples, config.seed)))
-    return chosen
-
-
-def _apply(
-    samples: Samples, chosen: Sequence[tuple[str, Callable[[Samples], np.ndarray]]]
-) -> tuple[np.ndarray, list[FunnelStep]]:
-    stays = np.ones(len(samples), dtype=bool)
-    funnel = [FunnelStep(step="labelled", samples=len(samples), by_class=histogram(samples.soft_labels))]
-    for name, step in chosen:
-        left = samples.take(stays)
-        if len(left):
-            stays[np.flatnonzero(stays)] = step(left)
-        left = samples.take(stays)
-        funnel.append(FunnelStep(step=name, samples=len(left), by_class=histogram(left.soft_labels)))
-    return stays, funnel
-
-
-def _read_samples(storages: Sequence[Storage], documents: Sequence[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
-    """All samples of the datasets, in the order of (dataset, shard, place in the shard), and the shards they are in."""
-    tables, shards = [], []
-    for number, (storage, document) in enumerate(zip(storages, documents, strict=True)):
-        for shard in document["shards"]:
-            if not shard["samples"]:
-                continue
-            try:
-                index = read_index(storage, shard["name"])
-            except FileNotFoundError:
-                raise UserError(
-                    f"{storage.url}/{shard['name']}: this shard of the dataset is not there",
-                    "restore it, or run `xmodal label` again",
-                ) from None
-            if index_metadata(index)["tar_sha256"] != shard["sha256"]:
-                raise UserError(
-                    f"{storage.url}/{shard['name']}: not the shard that dataset.json was written for",
-                    f"remove {index_name(shard['name'])}, which may be another tar's, and run `xmodal label` again",
-                )
-            missing = {name for name in _FIELDS if name not in index.column_names or index[name].null_count}
-            if missing:
-                raise UserError(
-                    f"{storage.url}/{shard['name']}: samples without {', '.join(sorted(missing))}",
-                    "curate datasets that `xmodal label` made",
-                )
-            if "" in index["sha256"].to_pylist():
-                raise UserError(
-                    f"{storage.url}/{shard['name']}: samples without hashes, so their duplicates cannot be found",
-                    "label with pictures.hashes: true",
-                )
-            shards.append(shard_entry(number, shard["name"], index))
-            # The other fields' types may differ from dataset to dataset.
-            index = index.select([*_PLACE, *_FIELDS])
-            index = index.append_column("dataset", pa.array(np.full(index.num_rows, number, dtype=np.int32)))
-            index = index.append_column("shard", pa.array([shard["name"]] * index.num_rows))
-            tables.append(index)
-    table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
-    return table, pa.Table.from_pylist(shards, schema=SHARD_SCHEMA)
-
-
-def _samples(table: pa.Table) -> Samples:
-    def column(name: str) -> np.ndarray:
-        return np.array(table[name].to_pylist())
-
-    return Samples(
-        keys=column("key"),
-        post_ids=column("post_id"),
-        sha256=column("sha256"),
-        pdq_bits=hash_bits(table["pdq"].to_pylist()),
-        num_pixels=column("width") * column("height"),
-        soft_labels=np.array(table["soft_label"].to_pylist(), dtype=np.float64),
+        beside=beside,
     )
 
 
-def _benchmark_hashes(files: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The sha256 and PDQ of every benchmark picture, whatever its size."""
-    limits = PictureConfig(min_side=1, max_side=0, max_pixels=PILLOW_MAX_PIXELS)
-    sha256, pdq = [], []
-    for file in files:
-        benchmark = load_benchmark(file)
-        for place in range(len(benchmark.paths)):
-            path = benchmark.image_path(place)
-            try:
-                picture = check_picture(path.read_bytes(), limits)
-            except RefusedPictureError as error:
-                log.warning("%s: %s; it cannot be compared with the posts' pictures", path, error.reason)
-                continue
-            sha256.append(picture.sha256)
-            pdq.append(picture.pdq)
-    return sha256, hash_bits(pdq)
+def _rows(kept: pa.Table, shard: Shard, splits: np.ndarray) -> pa.Table:
+    """The view's rows of the samples that are kept of a shard."""
+    columns = {
+        "dataset": pa.array(np.full(len(splits), shard.dataset, dtype=np.int32)),
+        "shard": pa.repeat(shard.name, len(splits)),
+        "split": pa.array(SPLITS).take(pa.array(splits)),
+        "target": kept["soft_label"],
+    }
+    return pa.table({name: columns[name] if name in columns else kept[name] for name in VIEW_SCHEMA.names})
 
 
-def _fingerprint(document: dict[str, Any]) -> str:
-    """The sha256 (hex) of a dataset: of its shards' names and sha256."""
-    content = json.dumps([[shard["name"], shard["sha256"]] for shard in document["shards"]])
-    return hashlib.sha256(content.encode()).hexdigest()
+def _shard_table(shards: Sequence[Shard]) -> pa.Table:
+    return pa.table(
+        {
+            "dataset": [shard.dataset for shard in shards],
+            "shard": [shard.name for shard in shards],
+            "bytes": [shard.bytes for shard in shards],
+            "sha256": [shard.sha256 for shard in shards],
+        },
+        schema=SHARD_SCHEMA,
+    )
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"xmodal": xmodal.__version__, "python": platform.python_version(), **libraries}

@@ -1,130 +1,89 @@
-"""The steps of curation: pure functions from a table of samples to which of them stay.
+"""The steps of curation: pure functions from columns of the samples to which of them stay.
 
-Each takes `Samples` and returns a bool array `(n,)`, True for what stays. None depends on the order of the samples
-beyond their keys, so that the same posts give the same view whatever the order of the files.
+All columns have one entry a sample; what is returned is a bool array `(n,)`, True for what stays. None depends on the
+order of the samples: where a choice is left, `ranks` decides it, a sample's place in an order that no file makes.
 """
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
-from xmodal.curation.near_duplicates import is_near_any, near_groups
-from xmodal.labels import CLASSES
 
 
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """What the steps look at; all arrays have one entry a sample."""
-
-    keys: np.ndarray
-    post_ids: np.ndarray
-    sha256: np.ndarray
-    pdq_bits: np.ndarray
-    """float32 `(n, 256)`, see `near_duplicates.hash_bits`."""
-    num_pixels: np.ndarray
-    soft_labels: np.ndarray
-    """float64 `(n, 3)`."""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @property
-    def classes(self) -> np.ndarray:
-        """The most probable class of each sample; ties go to the lower id."""
-        return self.soft_labels.argmax(axis=1)
-
-    def take(self, stays: np.ndarray) -> "Samples":
-        """Only those that stay."""
-        return Samples(**{name: values[stays] for name, values in vars(self).items()})
+def equal_rows(rows: np.ndarray) -> np.ndarray:
+    """uint8 `(n, 32)` → int64 `(n,)`: one number for all rows that are equal, another for each other, all below n."""
+    words = np.ascontiguousarray(rows).view(np.uint64)
+    # Hashes that agree in their first word are equal, but for accidents: then they are ordered by all words.
+    order = np.argsort(words[:, 0])
+    is_new = _differs(words, order)
+    if (is_new != _differs(words[:, :1], order)).any():
+        order = np.lexsort(words.T)
+        is_new = _differs(words, order)
+    numbers = np.empty(len(rows), dtype=np.int64)
+    numbers[order] = np.cumsum(is_new) - 1
+    return numbers
 
 
-def first_of_duplicates(samples: Samples) -> np.ndarray:
-    """Of pictures with equal bytes the one with the smallest key stays."""
-    order = np.lexsort((samples.keys, samples.sha256))
-    ordered = samples.sha256[order]
-    stays = np.zeros(len(samples), dtype=bool)
-    stays[order] = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
-    return stays
+def _differs(words: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Of the rows in an order, which are unlike the one before them: bool `(n,)`, True for the first."""
+    is_new = np.zeros(len(order), dtype=bool)
+    is_new[:1] = True
+    for word in words.T:
+        ordered = word[order]
+        is_new[1:] |= ordered[1:] != ordered[:-1]
+    return is_new
 
 
-def best_of_near_duplicates(samples: Samples) -> np.ndarray:
-    """Of each group of near duplicates the largest picture stays; of equally large ones that with the smallest key."""
-    groups = near_groups(samples.pdq_bits)
-    order = np.lexsort((samples.keys, -samples.num_pixels, groups))
+def first_of_each(groups: np.ndarray, *preferences: np.ndarray) -> np.ndarray:
+    """Of each group (int64, from 0) that member stays which has the smallest preference; of equals, in the next one."""
+    stays = np.ones(len(groups), dtype=bool)
+    if not len(groups):
+        return stays
+    # Most pictures have no duplicate: what need not be sorted is not.
+    several = np.flatnonzero(np.bincount(groups)[groups] > 1)
+    order = several[np.lexsort([column[several] for column in (*reversed(preferences), groups)])]
     ordered = groups[order]
-    stays = np.zeros(len(samples), dtype=bool)
-    stays[order] = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
+    stays[order[1:]] = ordered[1:] != ordered[:-1]
     return stays
 
 
-def posts_in_benchmarks(
-    samples: Samples, benchmark_sha256: Sequence[str], benchmark_pdq_bits: np.ndarray
-) -> np.ndarray:
-    """Ids of the posts of which some picture is equal or nearly equal to a benchmark's picture.
+def confident(confidence: np.ndarray, classes: np.ndarray, datasets: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Samples stay if the probability of their class is strictly greater than the threshold.
 
-    To be asked of all samples, before duplicates are dropped: a post stays known by a picture that is not kept.
-    """
-    touched = np.isin(samples.sha256, benchmark_sha256) | is_near_any(samples.pdq_bits, benchmark_pdq_bits)
-    return np.unique(samples.post_ids[touched])
-
-
-def outside_posts(samples: Samples, post_ids: np.ndarray) -> np.ndarray:
-    """Samples stay if their post is none of `post_ids`: all pictures of a post show one thing and share its text."""
-    return ~np.isin(samples.post_ids, post_ids)
-
-
-def confident(samples: Samples, thresholds: Sequence[float]) -> np.ndarray:
-    """Samples stay if the probability of their class is strictly greater than that class's threshold.
-
+    `thresholds` float64 `(datasets, classes)`: each dataset has its own for each class.
     Source: Serra et al., "The Emotions of the Crowd", ECAI 2023 (thresholds .70, or .90/.90/.70).
     """
-    return samples.soft_labels.max(axis=1) > np.asarray(thresholds)[samples.classes]
+    return confidence > thresholds[datasets, classes]
 
 
-def undersampled(samples: Samples, seed: int) -> np.ndarray:
-    """Every class is cut down, at random, to the size of the smallest class that has samples."""
-    counts = np.bincount(samples.classes, minlength=len(CLASSES))
-    size = counts[counts > 0].min(initial=len(samples))
-    lots = np.array([lot(seed, "balance", key) for key in samples.keys])
-    stays = np.zeros(len(samples), dtype=bool)
-    for label in range(len(CLASSES)):
-        members = np.flatnonzero(samples.classes == label)
-        stays[members[np.argsort(lots[members], kind="stable")][:size]] = True
+def capped(classes: np.ndarray, lots: np.ndarray, ranks: np.ndarray, size: int) -> np.ndarray:
+    """Of each class those `size` samples stay that drew the smallest lots; all of a smaller class."""
+    stays = np.zeros(len(classes), dtype=bool)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        stays[members[np.lexsort((ranks[members], lots[members]))][:size]] = True
     return stays
 
 
-def split_by_post(samples: Samples, shares: Sequence[float], seed: int) -> np.ndarray:
-    """The number of the split that each sample falls into: int64 `(n,)`, index into `shares`.
+def smallest_class(classes: np.ndarray) -> int:
+    """How many samples the smallest class has, of those that have any."""
+    counts = np.bincount(classes)
+    return int(counts[counts > 0].min(initial=len(classes)))
 
-    All pictures of a post, and all near duplicates, fall into one split: groups are the connected parts of the graph
-    whose edges are "same post" and "near duplicates". A group's lot depends on its smallest post id alone.
+
+def split_of(lots: np.ndarray, shares: Iterable[float]) -> np.ndarray:
+    """The number of the split that each lot (of a post) falls into: int64, index into `shares`.
+
+    It depends on the lot alone, so a post stays in its split whatever else comes into the dataset or leaves it.
     """
-    groups = _linked(near_groups(samples.pdq_bits), samples.post_ids)
-    smallest_post: dict[int, str] = {}
-    for group, post_id in zip(groups.tolist(), samples.post_ids.tolist(), strict=True):
-        smallest_post[group] = min(post_id, smallest_post.get(group, post_id))
-    lots = {group: lot(seed, "split", post_id) for group, post_id in smallest_post.items()}
-    edges = np.cumsum(shares)[:-1] / np.sum(shares)
-    return np.searchsorted(edges, [lots[group] for group in groups.tolist()], side="right")
+    bounds = np.cumsum(list(shares))
+    return np.searchsorted(bounds[:-1] / bounds[-1], lots, side="right")
 
 
-def lot(seed: int, purpose: str, name: str) -> float:
-    """A number in [0, 1) that `name` draws: the same whatever else is in the dataset."""
-    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{name}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest) >> 11) / 2**53  # as many bits as a float holds: never rounded up to 1
+def without_leaks(splits: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Of near duplicates (equal `groups`, int64 from 0) in several splits, those in the one of highest number stay.
 
-
-def _linked(groups: np.ndarray, post_ids: np.ndarray) -> np.ndarray:
-    """Connected components of samples that share a group or a post: int64 `(n,)`, numbered arbitrarily."""
-    num_samples = len(groups)
-    _, post_numbers = np.unique(post_ids, return_inverse=True)
-    places = np.arange(num_samples)
-    # Samples, then groups, then posts as the nodes of one graph.
-    rows = np.concatenate([places, places])
-    columns = np.concatenate([num_samples + groups, 2 * num_samples + post_numbers])
-    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(3 * num_samples, 3 * num_samples))
-    return connected_components(graph, directed=False)[1][:num_samples]
+    So nothing of what a student is judged on was among what it learned from, and no post changes its split for it.
+    """
+    highest = np.zeros(int(groups.max(initial=-1)) + 1, dtype=splits.dtype)
+    np.maximum.at(highest, groups, splits)
+    return splits == highest[groups]

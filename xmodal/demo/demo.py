@@ -29,7 +29,8 @@ from shards.order import lanes_of_rank
 from shards.storage import LocalStorage, open_storage
 from xmodal.benchmarks import Benchmark, load_benchmark
 from xmodal.config import load_config
-from xmodal.curation.curate import CurateConfig, CurateSummary, curate
+from xmodal.curation.config import CurateConfig
+from xmodal.curation.curate import CurateSummary, curate
 from xmodal.demo.server import serve_folder
 from xmodal.demo.summary import summary_table
 from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, write_json

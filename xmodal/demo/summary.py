@@ -6,7 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from xmodal.curation.curate import CurateSummary, FunnelStep
+from xmodal.curation.curate import CurateSummary
+from xmodal.curation.funnel import FunnelStep
 from xmodal.evaluation.table import interval_of, interval_text
 from xmodal.labelling.label import LabelSummary
 from xmodal.training.metrics_file import read_metrics

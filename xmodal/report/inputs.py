@@ -19,7 +19,7 @@ from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import open_storage
 from shards.view import SPLITS, View, open_view
-from xmodal.curation.curate import FunnelStep
+from xmodal.curation.funnel import FunnelStep
 from xmodal.labelling.failures import OpenFailures
 from xmodal.labels import CLASSES
 from xmodal.training.metrics_file import read_metrics

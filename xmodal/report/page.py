@@ -9,7 +9,7 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
-from xmodal.curation.curate import FunnelStep
+from xmodal.curation.funnel import FunnelStep
 from xmodal.evaluation.table import interval_of, interval_text
 from xmodal.labels import CLASSES
 from xmodal.report.charts import Interval, Series, interval_plot, line_chart, stacked_bar
