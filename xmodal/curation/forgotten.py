@@ -58,7 +58,9 @@ def _forgotten(view: View) -> np.ndarray:
 def _fingerprints(view: View) -> list[str]:
     """What each dataset had to forget when the view was made; empty where `view.json` does not say."""
     known = view.description.get("tombstones", {})
-    names = view.description.get("recipe", {}).get("datasets", [""] * len(view.datasets))
+    datasets = view.description.get("recipe", {}).get("datasets", [""] * len(view.datasets))
+    # One with thresholds of its own is a section.
+    names = [one["dataset"] if isinstance(one, dict) else one for one in datasets]
     return [known.get(name, "") for name in names]
 
 
