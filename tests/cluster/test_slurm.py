@@ -100,6 +100,7 @@ def test_a_ray_cluster_in_an_allocation_labels_and_is_gone_after(slurm, label_ar
     fields = slurm.wait(job)
     assert fields["JobState"] == "COMPLETED", log.read_text()
     assert re.search(r"samples +120\n", log.read_text())
+    assert "label.sbatch: 2 of 2 nodes have joined" in log.read_text()
     assert processes_of_job(job) == []
     assert not Path(f"/tmp/ray-{job}").exists()
 
