@@ -18,6 +18,8 @@ from xmodal.labelling import metrics
 from xmodal.labelling.config import LabelConfig
 from xmodal.labelling.task import UnitJob, UnitResult, label_unit
 from xmodal.labels import SoftLabel
+from xmodal.posts.post import Post
+from xmodal.teacher.given import GIVEN, given_labels
 from xmodal.teacher.teacher import Teacher, TeacherConfig, load_teacher
 
 _TASK_RETRIES = 5
@@ -122,13 +124,10 @@ def run_on_ray(
 
 def _submitter(ray: Any, config: LabelConfig, dataset: str) -> Callable[[UnitJob], Any]:
     """Start the actors of a run. Returns what hands a job to Ray."""
-    num_gpus = gpus_per_teacher(config.teacher, int(ray.cluster_resources().get("GPU", 0)))
-    check_processors(config.teacher, int(ray.cluster_resources().get("CPU", 0)))
-    teacher_class = ray.remote(num_cpus=config.teacher.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1)(
-        _TeacherActor
-    )
-    teachers = [teacher_class.remote(config.teacher) for _ in range(config.teacher.num_actors)]
-    identity = _common_identity(ray.get([teacher.identity.remote() for teacher in teachers]))
+    if config.teacher.kind == "given":
+        teachers, identity = [None], GIVEN
+    else:
+        teachers, identity = _start_teachers(ray, config.teacher)
     gate = _start_gate(ray, config.politeness) if config.politeness.has_limits else None
     task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_run_job)
 
@@ -136,6 +135,15 @@ def _submitter(ray: Any, config: LabelConfig, dataset: str) -> Callable[[UnitJob
         return task.remote(config, dataset, job, teachers[job.number % len(teachers)], identity, gate)
 
     return submit
+
+
+def _start_teachers(ray: Any, config: TeacherConfig) -> tuple[list[Any], dict[str, str]]:
+    """The teachers' actors, once they have loaded, and their common name and revision."""
+    num_gpus = gpus_per_teacher(config, int(ray.cluster_resources().get("GPU", 0)))
+    check_processors(config, int(ray.cluster_resources().get("CPU", 0)))
+    teacher_class = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1)(_TeacherActor)
+    teachers = [teacher_class.remote(config) for _ in range(config.num_actors)]
+    return teachers, _common_identity(ray.get([teacher.identity.remote() for teacher in teachers]))
 
 
 def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
@@ -157,11 +165,16 @@ def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
 def _run_job(
     config: LabelConfig, dataset: str, job: UnitJob, teacher: Any, identity: dict[str, str], gate: Any
 ) -> UnitResult:
+    """`teacher` is None where the posts came with their labels."""
+
+    def label_posts(posts: Sequence[Post]) -> Sequence[SoftLabel]:
+        return given_labels(posts) if teacher is None else _labels_of(teacher, [post.text for post in posts])
+
     return label_unit(
         config,
         dataset,
         job,
-        label_texts=lambda texts: _labels_of(teacher, texts),
+        label_posts=label_posts,
         teacher=identity,
         keeper=_GateHandle(gate) if gate else None,
     )

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from xmodal.labelling.progress import STATUS_NAME, InputCounts, Progress, read_s
 from xmodal.labelling.task import UnitJob
 from xmodal.labelling.units import unit_name
 from xmodal.labels import histogram
-from xmodal.posts.readers import PostRecord, check_posts_file, read_posts, units
+from xmodal.posts.readers import PostRecord, check_posts_file, labelled, read_posts, units
 from xmodal.posts.selection import selected
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def label(config: LabelConfig) -> LabelSummary:
     if outages:
         raise UserError(
             f"{dataset}: units that wait for their pictures: {len(outages)}; the first is {outages[0]}",
-            "check that the hosts answer, base_url and fetch.allow_networks; the same command goes on with these "
-            "units. If the pictures are gone for good, give --commit_outages true",
+            "check that the hosts answer, base_url or media_folder, and fetch.allow_networks; the same command goes on "
+            "with these units. If the pictures are gone for good, give --commit_outages true",
         )
     return _finish(storage, dataset, recipe, counts, len(done))
 
@@ -124,7 +124,9 @@ def status(dataset: str) -> str:
 
 
 def _open(config: LabelConfig) -> tuple[Storage, str, dict[str, Any]]:
-    check_posts_file(config.posts, config.format)
+    check_posts_file(config.posts, config.format, needs_texts=config.teacher.kind != "given")
+    if config.media_folder is not None and not os.path.isdir(config.media_folder):
+        raise UserError(f"media_folder: {config.media_folder}: no such folder", "give the one that the pictures lie in")
     dataset = resolve_dataset(config.dataset, os.environ)
     return open_storage(dataset, create=True), dataset, recipe_of(config)
 
@@ -142,6 +144,8 @@ def _run(
         yield first
         yield from jobs
 
+    if config.media_folder is not None:
+        config = replace(config, media_folder=os.path.abspath(config.media_folder))  # tasks run in other folders
     with Progress(storage, what, counts) as progress:
         run_on_ray(config, dataset, progress.watching(all_jobs()), progress.ended)
     return progress.outages
@@ -190,6 +194,8 @@ def resolve_dataset(dataset: str, environment: "os._Environ[str] | dict[str, str
 
 def _read_units(config: LabelConfig, counts: InputCounts) -> Iterator[tuple[int, list[PostRecord]]]:
     to_label = selected(read_posts(config.posts, config.format, counts.read), config.select, counts.rejected)
+    if config.teacher.kind == "given":
+        to_label = labelled(to_label)
     for number, records in units(to_label, config.posts_per_unit):
         counts.posts += len(records)
         counts.media += sum(len(record.post.media) for record in records if record.post)
