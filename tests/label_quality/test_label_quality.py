@@ -197,7 +197,7 @@ def test_a_teacher_who_is_too_sure_is_made_less_so_and_judged_on_other_posts(sur
     # log 98 divided by it must give log 8, since the other two classes share what is left of .8: about 2.2, less or
     # more by what the half that it was fitted on is right.
     assert summary.temperature.value == pytest.approx(np.log(98) / np.log(8), rel=0.3)
-    assert summary.tempered["calibration_error"].value < 0.06
+    assert summary.tempered["calibration_error"].value < 0.1 < summary.as_it_is["calibration_error"].value
     assert summary.gain["calibration_error"].low > 0
     assert summary.gain["negative_log_likelihood"].low > 0
     for estimate in (summary.temperature, summary.accuracy, *summary.as_it_is.values(), *summary.tempered.values()):

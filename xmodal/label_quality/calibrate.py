@@ -193,7 +193,7 @@ def calibration_table(summary: CalibrateSummary) -> Table:
 
 
 def _page(config: CalibrateConfig, summary: CalibrateSummary) -> Page:
-    names = {"as_it_is": "as it is", "tempered": f"temperature {summary.temperature.value:.2f}"}
+    names = {"as_it_is": "as it is", "tempered": f"temperature {summary.temperature.value:.3f}"}
     curves = [
         ReliabilityCurve(
             name=text,

@@ -172,7 +172,7 @@ def matrix_chart(counts: Sequence[Sequence[int]], names: Sequence[str], *, descr
             cell = {"x": _short(x), "y": _short(y), "width": _short(width - 2), "height": _short(height - 2)}
             # Never so dark that the text on it could not be read.
             ElementTree.SubElement(svg, "rect", {"class": "cell", **cell, "fill-opacity": f"{0.05 + 0.45 * share:.3f}"})
-            _text(svg, "label", x + width / 2, y + height / 2 - 3, f"{100 * share:.1f} %", anchor="middle")
+            _text(svg, "share", x + width / 2, y + height / 2 - 3, f"{100 * share:.1f} %", anchor="middle")
             _text(svg, "tick", x + width / 2, y + height / 2 + 15, f"{count}", anchor="middle")
     return _markup(svg)
 
