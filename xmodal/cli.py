@@ -147,7 +147,7 @@ def calibrate(arguments: list[str]) -> None:
         f"Calibration on {summary.num_judged} posts",
         [
             ("temperature", f"{summary.temperature}, fitted on {summary.num_fitted} other posts"),
-            ("rows left out", summary.num_unmatched),
+            ("names left out", summary.num_unmatched),
         ],
     )
     print(table_text(calibration_table(summary)))

@@ -15,6 +15,7 @@ from curation_pictures import photo_bytes
 from shards.view import open_view
 from xmodal.config import load_config
 from xmodal.curation.curate import CurateConfig, curate
+from xmodal.label_quality.agree import AgreeConfig, agree
 from xmodal.labelling.config import LabelConfig
 from xmodal.teacher.lexicon import LexiconTeacher
 
@@ -46,7 +47,7 @@ class Made:
     original: int = -1
 
 
-# Three of each class, of which three are called otherwise by the later teacher, and two are not sure.
+# Three of each class. The later teacher calls four otherwise, and is not sure of two.
 A = (
     *(Made("negative .95", [1], 0), Made("neutral .58", [2], 0), Made("positive .86", [3], 0)),
     *(Made("neutral 1.0", [4], 1), Made("neutral .70", [5], 1), Made("positive .57", [6], 1)),
@@ -154,6 +155,15 @@ def test_original_labels_are_one_hot_and_given_by_nobody_anew(folder, views):
     document = json.loads((folder / "runs" / "t4sa1_original" / "dataset" / "dataset.json").read_text())
     assert document["teacher"] == {"name": "given", "revision": "with the posts"}
     assert document["recipe"]["teacher"] == {"kind": "given"}
+
+
+def test_the_two_teachers_of_a_are_compared_as_the_config_says(folder):
+    datasets = {
+        name: f"{folder}/runs/{run}/dataset" for name, run in (("first", "t4sa1_original"), ("second", "t4sa1"))
+    }
+    agreement = agree(AgreeConfig(**datasets)).agreement
+    assert agreement.confusion.tolist() == [[1, 1, 1], [0, 2, 1], [1, 0, 2]]
+    assert agreement.flips == pytest.approx(4 / 9)
 
 
 def test_of_the_merged_set_the_halves_have_thresholds_of_their_own(views):

@@ -74,7 +74,7 @@ class CalibrateSummary:
     num_fitted: int
     num_judged: int
     num_unmatched: int
-    """Rows of the file that mean no post of the dataset, or one that is called otherwise elsewhere."""
+    """Names in the file that add no post: of none in the dataset, of one that others name, or called by two classes."""
     temperature: Estimate
     accuracy: Estimate
     as_it_is: dict[str, Estimate]

@@ -54,6 +54,7 @@ class Post:
 
     id: str
     text: str
+    """Empty only where the input has labels instead of texts."""
     media: tuple[Media, ...]
     lang: str | None = None
     created_at: str | None = None

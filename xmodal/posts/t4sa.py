@@ -40,6 +40,7 @@ class T4saFiles:
     """The files of one input."""
 
     texts: str | None
+    """None where only labels are there."""
     lists: list[str]
 
     @property
