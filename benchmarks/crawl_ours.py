@@ -65,7 +65,7 @@ def run_unit(plan: dict[str, Any], number: int) -> tuple[float, float]:
         config,
         plan["output"],
         job,
-        label_texts=lambda texts: [(0.1, 0.2, 0.7)] * len(texts),
+        label_posts=lambda posts: [(0.1, 0.2, 0.7)] * len(posts),
         teacher=teacher,
         keeper=None,
         before_commit=lambda: None,

@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import inspect
+import itertools
 import logging
 import os
 import sys
@@ -115,6 +116,42 @@ def curate(arguments: list[str]) -> None:
     print(funnel_table(summary.funnel, summary.splits_by_class))
     if not dry_run:
         print(f"fingerprint {summary.fingerprint[:12]}")
+
+
+def agree(arguments: list[str]) -> None:
+    """Two datasets of the same posts → how often their teachers agree (`xmodal agree FIRST SECOND`)."""
+    from xmodal.label_quality.agree import AgreeConfig, agreement_table
+    from xmodal.label_quality.agree import agree as run
+    from xmodal.label_quality.page import table_text
+
+    summary = run(_config(AgreeConfig, _named(arguments, "first", "second"), agree))
+    agreement = summary.agreement
+    _print_table(
+        f"Agreement on {agreement.num_samples} samples",
+        [
+            ("flips", f"{100 * agreement.flips:.1f} %"),
+            ("kappa", f"{agreement.kappa:.3f}"),
+            ("only in one", f"{summary.only_first} in the first, {summary.only_second} in the second"),
+        ],
+    )
+    print(table_text(agreement_table(agreement)))
+
+
+def calibrate(arguments: list[str]) -> None:
+    """Dataset and human labels → how far its teacher's confidence can be believed (`xmodal calibrate DATASET`)."""
+    from xmodal.label_quality.calibrate import CalibrateConfig, calibration_table
+    from xmodal.label_quality.calibrate import calibrate as run
+    from xmodal.label_quality.page import table_text
+
+    summary = run(_config(CalibrateConfig, _named(arguments, "dataset"), calibrate))
+    _print_table(
+        f"Calibration on {summary.num_judged} posts",
+        [
+            ("temperature", f"{summary.temperature}, fitted on {summary.num_fitted} other posts"),
+            ("names left out", summary.num_unmatched),
+        ],
+    )
+    print(table_text(calibration_table(summary)))
 
 
 def train(arguments: list[str]) -> None:
@@ -324,7 +361,10 @@ def doctor(arguments: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
-    for verb in (collect, label, curate, train, evaluate, report, demo, view, forget, shards, doctor)
+    for verb in (
+        *(collect, label, curate, agree, calibrate, train, evaluate, report, demo),
+        *(view, forget, shards, doctor),
+    )
 }
 
 
@@ -339,6 +379,12 @@ def _overview() -> str:
     lines += [f"  {verb:<10}{summary}" for verb, (summary, _) in VERBS.items()]
     lines += ["", "Start with:  xmodal demo"]
     return "\n".join(lines)
+
+
+def _named(arguments: list[str], *names: str) -> list[str]:
+    """The arguments, those that stand first and are no settings as the settings of these names."""
+    given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))[: len(names)]
+    return [f"--{name}={value}" for name, value in zip(names, given, strict=False)] + arguments[len(given) :]
 
 
 def _config(config_class: type[T], arguments: list[str], verb: Callable[..., Any]) -> T:

@@ -21,6 +21,8 @@ from xmodal.collecting.collect import CollectConfig
 from xmodal.curation.config import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
+from xmodal.label_quality.agree import AgreeConfig
+from xmodal.label_quality.calibrate import CalibrateConfig
 from xmodal.labelling.config import LabelConfig
 from xmodal.report.report import ReportConfig
 from xmodal.training.config import TrainConfig
@@ -30,6 +32,8 @@ CONFIGS = {
     "collect": CollectConfig,
     "label": LabelConfig,
     "curate": CurateConfig,
+    "agree": AgreeConfig,
+    "calibrate": CalibrateConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,

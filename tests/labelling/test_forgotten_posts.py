@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import label_command
 import made_pictures as made
@@ -31,10 +32,18 @@ def config(server: web.WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Post 0 to 11, by the authors 0 to 5 twice; the units are labelled here, one by one, without a Ray."""
     teacher = LexiconTeacher()
 
-    def run_here(config: LabelConfig, dataset: str, jobs: Iterable[UnitJob], on_result) -> None:
+    def run_here(config: LabelConfig, dataset: str, recipe: Any, jobs: Iterable[UnitJob], on_result) -> None:
         for job in jobs:
-            named = {"name": teacher.name, "revision": teacher.revision}
-            on_result(label_unit(config, dataset, job, label_texts=teacher.label, teacher=named, keeper=None))
+            result = label_unit(
+                config,
+                dataset,
+                job,
+                label_posts=lambda posts: teacher.label([post.text for post in posts]),
+                teacher={"name": teacher.name, "revision": teacher.revision},
+                keeper=None,
+                before_commit=lambda: None,
+            )
+            on_result(result)
 
     monkeypatch.setattr(driver, "run_on_ray", run_here)
     for number in range(NUM_POSTS):

@@ -23,6 +23,7 @@ from tiny_classifier import save_classifier
 from shards.dataset import read_dataset
 from shards.errors import UserError
 from shards.storage import open_storage
+from xmodal.labelling import label as driver
 from xmodal.labelling.cluster import _common_identity
 from xmodal.labelling.config import LabelConfig
 from xmodal.teacher.lexicon import LexiconTeacher
@@ -600,6 +601,19 @@ def test_a_run_that_committed_nothing_binds_the_next_one_to_nothing(server, tmp_
 def test_a_base_url_without_a_host_is_refused_at_once(tmp_path, base_url):
     with pytest.raises(UserError, match="base_url"):
         LabelConfig(posts="posts.jsonl", dataset=str(tmp_path), base_url=base_url)
+
+
+def test_a_folder_of_pictures_that_is_not_there_is_told_at_once(tmp_path):
+    posts = label_command.write_posts(tmp_path / "posts.jsonl", [{"id": "1", "text": "a", "media": ["a.jpg"]}])
+    config = LabelConfig(posts=str(posts), dataset=str(tmp_path / "dataset"), media_folder=str(tmp_path / "none"))
+    with pytest.raises(UserError, match="none: no such folder"):
+        driver.label(config)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_pictures_are_fetched_or_read_from_a_folder_and_not_both():
+    with pytest.raises(UserError, match="media_folder: 'm' has no effect with base_url"):
+        LabelConfig(posts="p", dataset="d", media_folder="m", base_url="http://example.org/")
 
 
 def test_a_ray_address_where_nothing_listens_is_told_at_once(tmp_path, ray_folder):

@@ -43,6 +43,14 @@ def test_a_whole_record_becomes_a_post():
     )
 
 
+def test_a_label_comes_along_and_what_is_none_is_left_out():
+    assert parse_post(record(label="negative")).label == (1, 0, 0)
+    assert parse_post(record(label=[0.2, 0.3, 0.5])).label == (0.2, 0.3, 0.5)
+    assert parse_post(record(label="spam")).label is None
+    post = parse_post(record(label=1))
+    assert parse_post(json.loads(json.dumps(post_record(post)))) == post
+
+
 def test_an_id_may_be_a_whole_number_even_zero():
     assert parse_post(record(id=1234567890123456789)).id == "1234567890123456789"
     assert parse_post(record(id=0)).id == "0"

@@ -13,7 +13,7 @@ import zstandard
 from shards.errors import UserError
 from xmodal.posts import json_files
 from xmodal.posts.post import UNREADABLE
-from xmodal.posts.readers import ReadShare, check_posts_file, posts_fingerprint, read_posts, units
+from xmodal.posts.readers import ReadShare, check_posts_file, labelled, posts_fingerprint, read_posts, units
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -345,3 +345,30 @@ def test_how_much_of_the_input_was_read_grows_to_all_of_it(tmp_path, ending):
     assert shares == sorted(shares)
     assert 0.3 < shares[299] < 0.8
     assert read.share() == 1.0
+
+
+def test_of_posts_that_must_be_labelled_the_others_are_told_with_their_place(tmp_path):
+    lines = [
+        '{"id": 1, "text": "a", "media": ["a.jpg"], "label": "positive"}',
+        '{"id": 2, "text": "b", "media": ["b.jpg"]}',
+        "no json",
+        '{"id": 3, "text": "c", "media": ["c.jpg"], "label": "spam"}',
+        '{"id": 4, "text": "d", "media": ["d.jpg"], "label": [0.1, 0.2, 0.7]}',
+    ]
+    (tmp_path / "posts.jsonl").write_text("\n".join(lines))
+    found = list(labelled(read_posts(str(tmp_path / "posts.jsonl"))))
+    assert [(one.line, one.post_id, one.reason) for one in found if not one.post] == [
+        (2, "2", "no_label"),
+        (3, None, "bad_json"),
+        (4, "3", "no_label"),
+    ]
+    assert {one.file for one in found} == {"posts.jsonl"}
+    assert [one.post.label for one in found if one.post] == [(0, 0, 1), (0.1, 0.2, 0.7)]
+
+
+def test_tables_may_have_a_column_of_labels(tmp_path):
+    (tmp_path / "posts.csv").write_text('id,text,media,label\n1,a,a.jpg,2\n2,b,b.jpg,"[0.1, 0.2, 0.7]"\n3,c,c.jpg,\n')
+    assert [one.post.label for one in read_posts(str(tmp_path / "posts.csv"))] == [(0, 0, 1), (0.1, 0.2, 0.7), None]
+    table = pa.table({"id": [1, 2], "text": ["a", "b"], "media": ["a", "b"], "label": [[0.1, 0.2, 0.7], None]})
+    pq.write_table(table, tmp_path / "posts.parquet")
+    assert [one.post.label for one in read_posts(str(tmp_path / "posts.parquet"))] == [(0.1, 0.2, 0.7), None]

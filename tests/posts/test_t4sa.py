@@ -87,6 +87,52 @@ def test_texts_in_a_broken_encoding_or_empty_are_told_with_their_id(folder):
     ]
 
 
+def labels(posts: str) -> dict[str, tuple[float, ...] | None]:
+    return {record.post.id: record.post.label for record in read_posts(posts) if record.post}
+
+
+def test_the_class_that_a_list_gives_all_pictures_of_a_post_is_its_label(folder):
+    (folder / "b-t4sa_train.txt").write_text(SHUFFLED)
+    assert labels(str(folder)) == {"784000000000000001": (0, 0, 1), "784000000000000003": (1, 0, 0)}
+    (folder / "b-t4sa_val.txt").write_text(
+        "data/78400/784000000000000001-0.jpg 1\ndata/78400/784000000000000003-4.jpg 0\n"
+    )
+    assert labels(str(folder)) == {"784000000000000001": None, "784000000000000003": (1, 0, 0)}
+
+
+def test_a_list_of_the_crawl_has_no_labels(folder):
+    (folder / "all_imgs.csv").write_text(LIST)
+    assert set(labels(str(folder)).values()) == {None}
+
+
+@pytest.mark.parametrize("ending", ["", " ", " 3", " 2 x", " 12", ",", " -1"])
+def test_what_is_no_class_is_no_label_and_costs_no_picture(folder, ending):
+    (folder / "b-t4sa_train.txt").write_text(f"data/78400/784000000000000001-1.jpg{ending}\n")
+    assert labels(str(folder)) == {"784000000000000001": None}
+
+
+def test_the_label_files_of_t4sa_2_give_posts_without_texts(tmp_path):
+    train, val = tmp_path / "bal_T4SA2.0_train.csv", tmp_path / "bal_flat_T4SA2.0_val.csv"
+    train.write_text("path,label\n15248/1524809976551821312-0.jpg,2\r\n15162/1516286840428539905-3.jpg,1\n,\n")
+    val.write_text('path,label\n15248/1524809976551821312-0.jpg,2\n"15248/1524809976551821312-1.jpg",2\n')
+    first, second, third = read_posts(str(tmp_path))
+    assert (first.file, first.line, first.reason) == (train.name, 4, "bad_row")
+    assert second.post == Post(
+        id="1516286840428539905",
+        text="",
+        media=(Media(url="15162/1516286840428539905-3.jpg"),),
+        lang="en",
+        source="t4sa",
+        label=(0, 1, 0),
+    )
+    assert [media.url[-5] for media in third.post.media] == ["0", "1"]
+    assert (third.post.label, third.file, third.line) == ((0, 0, 1), train.name, 2)
+    assert posts_fingerprint(str(tmp_path)) != posts_fingerprint(str(train))
+    check_posts_file(str(tmp_path), needs_texts=False)
+    with pytest.raises(UserError, match=r"has no raw_tweets_text\.csv"):
+        check_posts_file(str(tmp_path))
+
+
 def test_a_table_without_a_header_and_one_with_more_columns_are_read(folder):
     (folder / "all_imgs.csv").write_text(LIST)
     expected = paths(str(folder))

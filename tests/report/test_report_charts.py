@@ -1,6 +1,7 @@
 """The charts: pure functions of numbers."""
 
 import math
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from xmodal.evaluation.table import interval_text
 from xmodal.report.charts import (
     Interval,
+    ReliabilityCurve,
     Series,
     interval_plot,
     line_chart,
+    matrix_chart,
     nice_ticks,
     number_text,
+    reliability_chart,
     shortened,
     stacked_bar,
     thinned,
@@ -77,6 +81,8 @@ def test_charts_are_well_formed_whatever_the_names_are() -> None:
             description=hostile,
             x_name=hostile,
         ),
+        reliability_chart([ReliabilityCurve(name=hostile, bins=[], style="training")], description=hostile),
+        matrix_chart([[1]], [hostile], description=hostile),
     ]
     for plot in plots:
         svg = ElementTree.fromstring(plot)
@@ -91,6 +97,8 @@ def test_everything_drawn_lies_within_its_chart() -> None:
         interval_plot([Interval(label="x", value=0.3, low=0.05, high=1.0)], chance=0.5, description=""),
         line_chart([Series(name="x", points=points, style="training")], description="", x_name="step"),
         line_chart([Series(name="x", points=[(7, 0.5)], style="validation")], description="", x_name="step"),
+        reliability_chart([curve([(0.0, 0.0), (0.5, 0.4), (1.0, 1.0)])], description=""),
+        matrix_chart([[3, 1], [0, 0]], ["a", "b"], description=""),
     ]
     for plot in plots:
         svg = ElementTree.fromstring(plot)
@@ -101,10 +109,40 @@ def test_everything_drawn_lies_within_its_chart() -> None:
                 ("x1", width),
                 ("x2", width),
                 ("cx", width),
+                ("y1", height),
+                ("y2", height),
                 ("y", height),
                 ("cy", height),
             ):
                 assert 0 <= float(element.attrib.get(name, 0)) <= most
+
+
+def curve(bins: Sequence[tuple[float, float]]) -> ReliabilityCurve:
+    intervals = [(sure, Interval(label="", value=right, low=0.9 * right, high=right)) for sure, right in bins]
+    return ReliabilityCurve(name="x", bins=intervals, style="validation")
+
+
+def test_who_is_as_often_right_as_sure_lies_on_the_dashed_line() -> None:
+    svg = ElementTree.fromstring(reliability_chart([curve([(0.25, 0.25), (0.75, 0.75), (0.5, 0.25)])], description=""))
+    (line,) = [one for one in svg if one.attrib["class"] == "chance"]
+    start_x, start_y, end_x, end_y = (float(line.attrib[name]) for name in ("x1", "y1", "x2", "y2"))
+    places = [
+        (float(one.attrib["cx"]), float(one.attrib["cy"])) for one in svg if one.attrib["class"] == "dot validation"
+    ][:3]
+    heights = [start_y + (x - start_x) / (end_x - start_x) * (end_y - start_y) for x, _ in places]
+    assert [y - height for (_, y), height in zip(places[:2], heights[:2], strict=True)] == pytest.approx(
+        [0, 0], abs=0.2
+    )
+    assert places[2][1] > heights[2] + 20  # below the line: too sure
+
+
+def test_a_cell_of_a_matrix_is_the_darker_the_more_of_its_row_it_holds() -> None:
+    svg = ElementTree.fromstring(matrix_chart([[3, 1], [0, 0]], ["a", "b"], description="confusion"))
+    assert svg.attrib["aria-label"] == "confusion: a to a 3; a to b 1; b to a 0; b to b 0"
+    shares = [float(one.attrib["fill-opacity"]) for one in svg if one.attrib["class"] == "cell"]
+    assert shares[0] > shares[1] > shares[2] == shares[3] > 0
+    texts = [one.text for one in svg if one.tag == "text"]
+    assert {"75.0 %", "25.0 %", "3", "1", "0"} <= set(texts)
 
 
 def test_the_shares_of_a_bar_lie_end_to_end() -> None:

@@ -14,6 +14,10 @@ REASONS = {
     "http_error": "another status than 200, see `http_status`; 408, 425, 429 and most of 5xx may pass",
     "too_many_redirects": "more redirects in a row than `max_redirects`",
     "opted_out": "the host says that this is not to be learned from (X-Robots-Tag: noai or noimageai)",
+    # Of what `media_folder` was asked for.
+    "no_such_file": "no file lies at the path",
+    "outside_folder": "the path leads out of the folder, by `..` or a link",
+    "unreadable_file": "the file is there and could not be read; may pass",
     # Of what came.
     "too_large": "more bytes than `max_bytes`, as sent or as unpacked",
     "empty": "an answer without content",

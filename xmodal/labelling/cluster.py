@@ -19,6 +19,8 @@ from xmodal.labelling import metrics
 from xmodal.labelling.config import LabelConfig, check_recipe
 from xmodal.labelling.task import UnitJob, UnitResult, label_unit
 from xmodal.labels import SoftLabel
+from xmodal.posts.post import Post
+from xmodal.teacher.given import GIVEN, given_labels
 from xmodal.teacher.teacher import Teacher, TeacherConfig, load_teacher
 
 log = logging.getLogger(__name__)
@@ -178,13 +180,10 @@ class _Finished:
 
 def _submitter(ray: Any, config: LabelConfig, dataset: str, recipe: dict[str, Any]) -> Callable[[UnitJob], Any]:
     """Start the actors of a run. Returns what hands a job to Ray."""
-    num_gpus = gpus_per_teacher(config.teacher, int(ray.cluster_resources().get("GPU", 0)))
-    check_processors(config.teacher, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
-    teacher_class = ray.remote(num_cpus=config.teacher.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1)(
-        _TeacherActor
-    )
-    teachers = [teacher_class.remote(config.teacher) for _ in range(config.teacher.num_actors)]
-    identity = _common_identity([_answer(teacher.identity.remote) for teacher in teachers])
+    if config.teacher.kind == "given":
+        teachers, identity = [None], GIVEN
+    else:
+        teachers, identity = _start_teachers(ray, config.teacher)
     gate = _start_gate(ray, config.politeness) if config.politeness.has_limits else None
     task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_run_job)
 
@@ -192,6 +191,15 @@ def _submitter(ray: Any, config: LabelConfig, dataset: str, recipe: dict[str, An
         return task.remote(config, dataset, recipe, job, teachers[job.number % len(teachers)], identity, gate)
 
     return submit
+
+
+def _start_teachers(ray: Any, config: TeacherConfig) -> tuple[list[Any], dict[str, str]]:
+    """The teachers' actors, once they have loaded, and their common name and revision."""
+    num_gpus = gpus_per_teacher(config, int(ray.cluster_resources().get("GPU", 0)))
+    check_processors(config, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
+    teacher_class = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1)(_TeacherActor)
+    teachers = [teacher_class.remote(config) for _ in range(config.num_actors)]
+    return teachers, _common_identity([_answer(teacher.identity.remote) for teacher in teachers])
 
 
 def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
@@ -219,11 +227,19 @@ def _run_job(
     identity: dict[str, str],
     gate: Any,
 ) -> UnitResult:
+    """`teacher` is None where the posts came with their labels."""
+
+    def label_posts(posts: Sequence[Post]) -> Sequence[SoftLabel]:
+        if teacher is None:
+            return given_labels(posts)
+        texts = [post.text for post in posts]
+        return _answer(lambda: teacher.label.remote(texts, identity))
+
     return label_unit(
         config,
         dataset,
         job,
-        label_texts=lambda texts: _answer(lambda: teacher.label.remote(texts, identity)),
+        label_posts=label_posts,
         teacher=identity,
         keeper=_GateHandle(gate) if gate else None,
         # Another driver, with other settings, may have begun at the same time.

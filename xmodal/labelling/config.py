@@ -35,6 +35,9 @@ class LabelConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     base_url: str | None = None
     """What relative picture URLs are relative to."""
+    media_folder: str | None = None
+    """Local folder in which the pictures lie, instead of being fetched: the posts' media are paths below it. All nodes
+    of a cluster must see it."""
     posts_per_unit: int = 1000
     """Posts that one task labels and one shard holds the pictures of."""
     keep_text: bool = False
@@ -56,6 +59,8 @@ class LabelConfig:
         require_range(self, "max_units_in_flight", least=0)
         if not self.dataset:
             raise ConfigError("dataset", self.dataset, "must name a folder")
+        if self.media_folder is not None and self.base_url is not None:
+            raise ConfigError("media_folder", self.media_folder, "has no effect with base_url: give one of them")
         if self.base_url is not None and not _is_web_url(self.base_url):
             raise ConfigError("base_url", self.base_url, "must be http:// or https:// and a host")
 
@@ -75,6 +80,7 @@ def recipe_of(config: LabelConfig, posts: Sequence[str]) -> dict[str, Any]:
         "format": config.format,
         "select": asdict(config.select),
         "base_url": config.base_url,
+        "media_folder": config.media_folder,
         "posts_per_unit": config.posts_per_unit,
         "keep_text": config.keep_text,
         "teacher": config.teacher.recipe(),

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shards.dataset import ShardSummary, finish, shard_names
@@ -25,7 +25,7 @@ from xmodal.labelling.summaries import describe_shard, one_teacher
 from xmodal.labelling.task import UnitJob
 from xmodal.labelling.units import unit_name, unit_of
 from xmodal.posts.files import find_files
-from xmodal.posts.readers import PostRecord, check_posts_file, read_posts, units
+from xmodal.posts.readers import PostRecord, check_posts_file, labelled, read_posts, units
 from xmodal.posts.selection import selected
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,9 @@ def status(dataset: str) -> str:
 def _open(config: LabelConfig) -> tuple[Storage, str, list[str], dict[str, Any]]:
     """The dataset, where it lies, the files of posts, and the recipe."""
     posts = find_files(config.posts)
-    check_posts_file(posts, config.format)
+    check_posts_file(posts, config.format, needs_texts=config.teacher.kind != "given")
+    if config.media_folder is not None and not os.path.isdir(config.media_folder):
+        raise UserError(f"media_folder: {config.media_folder}: no such folder", "give the one that the pictures lie in")
     dataset = resolve_dataset(config.dataset, os.environ)
     return open_storage(dataset, create=True), dataset, posts, recipe_of(config, posts)
 
@@ -154,6 +156,8 @@ def _run(
     counts: InputCounts,
 ) -> Progress:
     """Have the jobs done and the progress shown."""
+    if config.media_folder is not None:
+        config = replace(config, media_folder=os.path.abspath(config.media_folder))  # tasks run in other folders
     with Progress(storage, what, counts) as progress:
         first = next(jobs, None)
         if first is None:
@@ -174,8 +178,8 @@ def _refuse_waiting_units(dataset: str, outages: Sequence[str], broken: Sequence
     if outages:
         raise UserError(
             f"{dataset}: units that wait for their pictures: {len(outages)}; the first is {outages[0]}",
-            "check that the hosts answer, base_url and fetch.allow_networks; the same command goes on with these "
-            "units. If the pictures are gone for good, give --commit_outages true",
+            "check that the hosts answer, base_url or media_folder, and fetch.allow_networks; the same command goes on "
+            "with these units. If the pictures are gone for good, give --commit_outages true",
         )
 
 
@@ -225,6 +229,8 @@ def _read_units(
 ) -> Iterator[tuple[int, list[PostRecord]]]:
     """The units, the same ones whoever is forgotten: what a unit is made of decides where its shard is looked for."""
     to_label = selected(read_posts(posts, config.format, counts.read), config.select, counts.rejected)
+    if config.teacher.kind == "given":
+        to_label = labelled(to_label)
     for number, all_records in units(to_label, config.posts_per_unit):
         records = [record for record in all_records if not _is_forgotten(record, tombstones)]
         if len(records) < len(all_records):

@@ -17,6 +17,7 @@ from xmodal.labelling.config import LabelConfig
 from xmodal.labelling.unit import UnitOutageError, unit_samples
 from xmodal.labelling.units import round_name, unit_name
 from xmodal.labels import SoftLabel
+from xmodal.posts.post import Post
 from xmodal.posts.readers import PostRecord
 
 T = TypeVar("T")
@@ -66,12 +67,12 @@ def label_unit(
     dataset: str,
     job: UnitJob,
     *,
-    label_texts: Callable[[Sequence[str]], Sequence[SoftLabel]],
+    label_posts: Callable[[Sequence[Post]], Sequence[SoftLabel]],
     teacher: dict[str, str],
     keeper: Keeper | None,
     before_commit: Callable[[], None],
 ) -> UnitResult:
-    """Fetch, label and commit. `label_texts` is the teacher's, told the texts of all posts of the unit; it may block.
+    """Fetch, label and commit. `label_posts` gives each post of the unit its soft label; it may block.
 
     `keeper` holds the limits a host for the whole cluster; None where there are none. `before_commit()` is called when
     all samples are there, and may raise.
@@ -86,9 +87,10 @@ def label_unit(
         gate,
         unit_samples(
             job.records,
-            label_texts=label_texts,
+            label_posts=label_posts,
             teacher=teacher,
             base_url=config.base_url,
+            media_folder=config.media_folder,
             fetch=config.fetch,
             gate=gate,
             pictures=config.pictures,

@@ -8,6 +8,7 @@ from urllib.parse import urljoin, urlsplit
 from shards.writer import Sample
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import FetchResult, fetch_in_order
+from xmodal.crawl.folder import read_in_order
 from xmodal.crawl.pictures import PictureConfig
 from xmodal.crawl.politeness import HostGate
 from xmodal.labels import SoftLabel
@@ -29,9 +30,10 @@ class UnitOutageError(Exception):
 async def unit_samples(
     records: Sequence[PostRecord],
     *,
-    label_texts: Callable[[Sequence[str]], Sequence[SoftLabel]],
+    label_posts: Callable[[Sequence[Post]], Sequence[SoftLabel]],
     teacher: dict[str, str],
     base_url: str | None,
+    media_folder: str | None,
     fetch: FetchConfig,
     gate: HostGate,
     pictures: PictureConfig,
@@ -42,10 +44,11 @@ async def unit_samples(
 ) -> AsyncIterator[Sample]:
     """The samples of a unit in the order of its posts; what gives none is appended to `shard_failures`.
 
-    `label_texts` gives a soft label for each text; it may block, and is told all texts at once while the pictures come
-    in. `teacher` is its name and revision. `retried` are the pictures (post id, media number) that a round of retries
-    tries again; None for all of the unit. Raises UnitOutageError where every picture failed for reasons that may pass,
-    such as a host that is down, unless `commit_outages`; and where a round of retries found nothing.
+    `label_posts` gives a soft label for each post; it may block, and is told all posts at once while the pictures come
+    in. `teacher` is its name and revision. Pictures are read from `media_folder` where there is one. `retried` are the
+    pictures (post id, media number) that a round of retries tries again; None for all of the unit. Raises
+    UnitOutageError where every picture failed for reasons that may pass, such as a host that is down, unless
+    `commit_outages`; and where a round of retries found nothing.
     """
     media, unusable = unit_media(records, base_url)
     if retried is None:
@@ -54,9 +57,13 @@ async def unit_samples(
         media = [one for one in media if (one[0].id, one[1]) in retried]
     posts = [record.post for record in records if record.post]
     label_of: dict[str, SoftLabel] = {}
-    labelling = asyncio.create_task(asyncio.to_thread(label_texts, [post.text for post in posts]))
+    labelling = asyncio.create_task(asyncio.to_thread(label_posts, posts))
     labelling.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits where no picture came
-    results = fetch_in_order([url for _, _, url in media], fetch, pictures, gate)
+    urls = [url for _, _, url in media]
+    if media_folder is None:
+        results = fetch_in_order(urls, fetch, pictures, gate)
+    else:
+        results = read_in_order(urls, media_folder, fetch.max_bytes, pictures)
     place = 0
     async for result in results:
         post, media_number, _ = media[place]
@@ -110,10 +117,10 @@ def unit_media(
 def _refuse_outage(num_media: int, shard_failures: Sequence[dict[str, Any]]) -> None:
     """Raise UnitOutageError where a whole unit failed for reasons that may pass: its shard would stay empty for good.
 
-    So may two that are settings: where all URLs are relative, it is `base_url` that is missing or wrong; where all
-    addresses are forbidden, `allow_networks`.
+    So may some that are settings: where all URLs are relative, it is `base_url` that is missing or wrong; where all
+    addresses are forbidden, `allow_networks`; where no file is there, `media_folder`.
     """
-    settings = ("bad_url", "forbidden_address")
+    settings = ("bad_url", "forbidden_address", "no_such_file", "outside_folder")
     passing = [failure["reason"] for failure in shard_failures if failure["retryable"] or failure["reason"] in settings]
     if num_media >= MIN_MEDIA_OF_OUTAGE and len(passing) == num_media:
         raise UnitOutageError(num_media, ", ".join(sorted(set(passing))))

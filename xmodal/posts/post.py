@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
+from xmodal.labels import SoftLabel, parse_label
+
 MAX_ENCODED_ID_LENGTH = 200
 MAX_NUMBER_BITS = 128
 
@@ -18,6 +20,7 @@ UNREADABLE = {
     "no_text": "the post has no words",
     "no_media": "the post has no picture",
     "media_not_included": "the page names the post's pictures, and holds none of them",
+    "no_label": "the post came without a label, or with one that is none, and `teacher.kind` is `given`",
     "not_a_post": "what stands where a post would: deleted, blocked, or something else",
     "not_public": "the author did not show it to everyone",
     "duplicate_post": "another record of the input has its id",
@@ -51,6 +54,7 @@ class Post:
 
     id: str
     text: str
+    """Empty only where the input has labels instead of texts."""
     media: tuple[Media, ...]
     lang: str | None = None
     created_at: str | None = None
@@ -60,6 +64,8 @@ class Post:
     kind: PostKind = "post"
     """What it is besides: somebody's post shown again, an answer, or words around another post. A repost that answers
     counts as a repost, an answer that quotes as a reply."""
+    label: SoftLabel | None = None
+    """What somebody has said of it before; the teacher `given` takes that. None too for what is no label of ours."""
 
     def key(self, media_number: int) -> str:
         """The sample key of a picture: `<post id>-<media number>`, percent-encoded where WebDataset needs it."""
@@ -91,7 +97,14 @@ def parse_post(record: Any) -> Post:
         raise UnreadablePostError("no_text", "text: missing or empty", post_id)
     media = _parse_media(record.get("media"), post_id)
     optional = {name: _optional_text(record.get(name)) for name in ("lang", "created_at", "author", "source")}
-    return Post(id=post_id, text=_clean(text), media=media, kind=_parse_kind(record.get("kind"), post_id), **optional)
+    return Post(
+        id=post_id,
+        text=_clean(text),
+        media=media,
+        kind=_parse_kind(record.get("kind"), post_id),
+        label=parse_label(record.get("label")),
+        **optional,
+    )
 
 
 def post_record(post: Post) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from xmodal.posts.formats import SERVICES, PostsFormat
 from xmodal.posts.json_files import Found, json_document_posts, json_line_posts
 from xmodal.posts.parquet_files import check_parquet, parquet_posts
 from xmodal.posts.post import Post
-from xmodal.posts.t4sa import FoundInFile, T4saFiles, is_t4sa_name, t4sa_files, t4sa_posts
+from xmodal.posts.t4sa import FoundInFile, T4saFiles, is_t4sa_name, require_texts, t4sa_files, t4sa_posts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,14 @@ def read_posts(
             )
 
 
-def check_posts_file(posts: str | Sequence[str], posts_format: PostsFormat = "auto") -> None:
-    """Raise UserError if there are no such files, or they cannot be of the format, or lack columns."""
+def check_posts_file(
+    posts: str | Sequence[str], posts_format: PostsFormat = "auto", *, needs_texts: bool = True
+) -> None:
+    """Raise UserError if there are no such files, or they cannot be of the format, or lack columns or texts."""
     input_files = _input_files(posts, posts_format)
     if isinstance(input_files, T4saFiles):
+        if needs_texts:
+            require_texts(input_files)
         return
     for path in input_files:
         ending = ending_of(path)
@@ -99,6 +103,23 @@ def posts_fingerprint(posts: str | Sequence[str], posts_format: PostsFormat = "a
     return fingerprint(_paths(_input_files(posts, posts_format)))
 
 
+def labelled(records: Iterable[PostRecord]) -> Iterator[PostRecord]:
+    """The records; posts that came without a label are none."""
+    for record in records:
+        if record.post and record.post.label is None:
+            detail = "label: missing, or none that is known"
+            yield PostRecord(
+                line=record.line,
+                post=None,
+                reason="no_label",
+                detail=detail,
+                post_id=record.post.id,
+                file=record.file,
+            )
+        else:
+            yield record
+
+
 def units(records: Iterable[PostRecord], posts_per_unit: int) -> Iterator[tuple[int, list[PostRecord]]]:
     """Cut records into numbered units of `posts_per_unit`; the last may be shorter."""
     iterator = iter(records)
@@ -117,7 +138,7 @@ def _input_files(posts: str | Sequence[str], posts_format: PostsFormat) -> list[
 
 
 def _paths(input_files: list[str] | T4saFiles) -> list[str]:
-    return [input_files.texts, *input_files.lists] if isinstance(input_files, T4saFiles) else input_files
+    return input_files.paths if isinstance(input_files, T4saFiles) else input_files
 
 
 def _found_in(

@@ -7,7 +7,7 @@ from shards.errors import UserError
 from xmodal.posts.post import UnreadablePostError
 
 REQUIRED_COLUMNS = ("id", "text", "media")
-COLUMNS = (*REQUIRED_COLUMNS, "lang", "created_at", "author", "source", "kind")
+COLUMNS = (*REQUIRED_COLUMNS, "lang", "created_at", "author", "source", "kind", "label")
 """The columns that are read, by their names; others are passed over."""
 
 

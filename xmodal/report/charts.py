@@ -41,6 +41,15 @@ class Series:
     """`validation` has a dot at each point."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityCurve:
+    """How often something is right, by how sure it is: mean confidence and accuracy of each bin."""
+
+    name: str
+    bins: Sequence[tuple[float, Interval]]
+    style: Literal["training", "validation"]
+
+
 @dataclass(frozen=True)
 class _Axis:
     """A linear scale from values to the view box."""
@@ -111,6 +120,60 @@ def line_chart(series: Sequence[Series], *, description: str, x_name: str) -> Ma
                 _dot(svg, f"dot {one.style}", x, y, 3 if len(places) <= 60 else 1.5)
     if len(series) > 1:
         _legend(svg, series, left)
+    return _markup(svg)
+
+
+def reliability_chart(curves: Sequence[ReliabilityCurve], *, description: str) -> Markup:
+    """Accuracy over confidence, both in [0, 1], each bin a dot with a bar for its interval; dashed: equality."""
+    left, right, top, bottom = 58, WIDTH - 14, 28, 300
+    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    x_axis, y_axis = _Axis(ticks, left, right), _Axis(ticks, bottom, top)
+    spoken = "; ".join(
+        f"{curve.name}: " + ", ".join(f"{bar.value:.2f} right at {sure:.2f}" for sure, bar in curve.bins)
+        for curve in curves
+    )
+    svg = _svg(WIDTH, bottom + 44, f"{description}: {spoken}")
+    for tick in ticks:
+        _line(svg, "grid", left, y_axis.place(tick), right, y_axis.place(tick))
+        _text(svg, "tick", left - 8, y_axis.place(tick) + 4, f"{tick:.1f}", anchor="end")
+        _text(svg, "tick", x_axis.place(tick), bottom + 18, f"{tick:.1f}", anchor="middle")
+    _text(svg, "tick", (left + right) / 2, bottom + 36, "confidence", anchor="middle")
+    _line(svg, "chance", x_axis.place(0), y_axis.place(0), x_axis.place(1), y_axis.place(1))
+    for curve in curves:
+        places = [(x_axis.place(sure), bar) for sure, bar in curve.bins]
+        for x, bar in places:
+            _line(svg, f"interval {curve.style}", x, y_axis.place(bar.low), x, y_axis.place(bar.high))
+        path = " ".join(f"{_short(x)},{_short(y_axis.place(bar.value))}" for x, bar in places)
+        ElementTree.SubElement(svg, "polyline", {"class": f"line {curve.style}", "points": path})
+        for x, bar in places:
+            _dot(svg, f"dot {curve.style}", x, y_axis.place(bar.value), 3)
+    _legend(svg, [Series(name=curve.name, points=[], style=curve.style) for curve in curves], left)
+    return _markup(svg)
+
+
+def matrix_chart(counts: Sequence[Sequence[int]], names: Sequence[str], *, description: str) -> Markup:
+    """A square matrix: each cell with its count and its share of its row, the darker the larger the share."""
+    left, top, height = 86, 26, 58
+    width = (WIDTH - left - 2) / len(names)
+    spoken = "; ".join(
+        f"{row} to {column} {count}"
+        for row, of_row in zip(names, counts, strict=True)
+        for column, count in zip(names, of_row, strict=True)
+    )
+    svg = _svg(WIDTH, top + height * len(names) + 4, f"{description}: {spoken}")
+    for column, name in enumerate(names):
+        _text(svg, "tick", left + width * (column + 0.5), top - 9, name, anchor="middle")
+    for row, (name, of_row) in enumerate(zip(names, counts, strict=True)):
+        y = top + height * row
+        _text(svg, "tick", left - 10, y + height / 2 + 4, name, anchor="end")
+        for column, count in enumerate(of_row):
+            share = count / sum(of_row) if sum(of_row) else 0.0
+            x = left + width * column
+            cell = {"x": _short(x), "y": _short(y), "width": _short(width - 2), "height": _short(height - 2)}
+            # Never so dark that the text on it could not be read.
+            ElementTree.SubElement(svg, "rect", {"class": "cell", **cell, "fill-opacity": f"{0.05 + 0.45 * share:.3f}"})
+            _text(svg, "share", x + width / 2, y + height / 2 - 3, f"{100 * share:.1f} %", anchor="middle")
+            _text(svg, "tick", x + width / 2, y + height / 2 + 15, f"{count}", anchor="middle")
     return _markup(svg)
 
 

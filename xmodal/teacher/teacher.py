@@ -42,9 +42,9 @@ class MemberConfig(_ReaderConfig):
 class TeacherConfig(_ReaderConfig):
     """Which teacher reads the texts."""
 
-    kind: Literal["lexicon", "transformers", "ensemble"] = "lexicon"
+    kind: Literal["lexicon", "transformers", "ensemble", "given"] = "lexicon"
     """`lexicon` is VADER: a word list, no download, no GPU. `transformers` is a sequence classifier of Hugging Face.
-    `ensemble` is the mean of its members' probabilities."""
+    `ensemble` is the mean of its members' probabilities. `given` reads nothing and takes the posts' own `label`."""
     members: list[MemberConfig] = field(default_factory=list)
     """The teachers of an `ensemble`, two or more; each with `kind`, and for `transformers` with `model`, `revision`,
     `precision` and `max_tokens_per_batch`."""
@@ -75,7 +75,7 @@ class TeacherConfig(_ReaderConfig):
 
 
 def _recipe(config: TeacherConfig | MemberConfig) -> dict[str, Any]:
-    if config.kind == "lexicon":
+    if config.kind in ("lexicon", "given"):
         return {"kind": config.kind}
     return {"kind": config.kind, "model": config.model, "revision": config.revision, "precision": config.precision}
 
@@ -95,7 +95,8 @@ class Teacher(Protocol):
 
 
 def load_teacher(config: TeacherConfig | MemberConfig) -> Teacher:
-    """The teacher of a config. Raises UserError where its model cannot serve."""
+    """The teacher of a config, of a kind that reads. Raises UserError where its model cannot serve."""
+    assert config.kind != "given"
     # Each kind is imported only when asked for: torch and transformers take seconds and gigabytes to load.
     if config.kind == "lexicon":
         from xmodal.teacher.lexicon import LexiconTeacher

@@ -1,0 +1,1 @@
+"""How good the labels are: two teachers against each other, and a teacher against people."""
