@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,19 @@ def test_a_view_made_before_is_refused_and_what_is_left_of_it_is_not(dataset: st
     with pytest.raises(UserError, match="3 of its samples are of posts that were forgotten"):
         refuse_forgotten(view)
     assert set(without_forgotten(view).table["key"].to_pylist()) == {"2-0", "4-0"}
+
+
+def test_a_view_made_after_is_not_looked_into_and_one_that_does_not_say_is(dataset: str, tmp_path: Path) -> None:
+    forget(dataset, posts=None, authors=written(tmp_path / "authors.txt", "ada"))
+    view = view_of(dataset, tmp_path / "view")
+    mark = read_tombstones(open_storage(dataset)).fingerprint
+    for known, is_trusted in (({dataset: mark}, True), ({dataset: ""}, False), ([], False), ({}, False)):
+        described = replace(view, description=view.description | {"tombstones": known})
+        if is_trusted:
+            refuse_forgotten(described)
+        else:
+            with pytest.raises(UserError, match="3 of its samples"):
+                refuse_forgotten(described)
 
 
 def test_a_view_of_scrubbed_shards_is_refused_with_what_to_do(dataset: str, tmp_path: Path) -> None:
