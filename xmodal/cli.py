@@ -195,7 +195,7 @@ def demo(arguments: list[str]) -> None:
 
 
 def forget(arguments: list[str]) -> None:
-    """Posts and authors → out of a dataset (`xmodal forget --posts FILE --authors FILE [--scrub] DATASET`)."""
+    """Posts and authors who are to be forgotten → out of all later views, and out of the shards if asked for."""
     from xmodal.curation.forget import forget as run
 
     if not arguments or {"-h", "--help"} & set(arguments):

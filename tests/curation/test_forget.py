@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,9 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
 def test_a_dataset_that_is_being_labelled_is_not_scrubbed_and_what_is_asked_for_is_recorded(
     dataset: str, tmp_path: Path
 ) -> None:
-    status = {"state": "running", "updated": time.time()}
+    numbers = ("posts_read", "units_in_flight", "units_committed", "units_waiting", "samples", "bytes")
+    status = {"state": "running", "share_read": 0.5, "failures": {}, **dict.fromkeys(numbers, 1)}
+    status |= {"started": int(time.time()) - 9, "updated": int(time.time())}
     Path(dataset, "status.json").write_text(json.dumps(status))
     before = keys(dataset)
     posts = written(tmp_path / "posts.txt", "1")
@@ -167,7 +170,7 @@ def test_a_dataset_that_is_being_labelled_is_not_scrubbed_and_what_is_asked_for_
         forget(dataset, posts=posts, authors=None, take_out=True)
     assert keys(dataset) == before
     assert read_tombstones(open_storage(dataset)) == Tombstones(frozenset("1"))
-    Path(dataset, "status.json").write_text(json.dumps(status | {"updated": time.time() - 61}))
+    Path(dataset, "status.json").write_text(json.dumps(status | {"updated": int(time.time()) - 61}))
     assert forget(dataset, posts=None, authors=None, take_out=True).samples == 2
     assert keys(dataset) == ["2-0", "3-0", "4-0"]
 
@@ -181,6 +184,19 @@ def test_a_view_made_before_is_refused_and_what_is_left_of_it_is_not(dataset: st
     with pytest.raises(UserError, match="3 of its samples are of posts that were forgotten"):
         refuse_forgotten(view)
     assert set(without_forgotten(view).table["key"].to_pylist()) == {"2-0", "4-0"}
+
+
+def test_a_view_made_after_is_not_looked_into_and_one_that_does_not_say_is(dataset: str, tmp_path: Path) -> None:
+    forget(dataset, posts=None, authors=written(tmp_path / "authors.txt", "ada"))
+    view = view_of(dataset, tmp_path / "view")
+    mark = read_tombstones(open_storage(dataset)).fingerprint
+    for known, is_trusted in (({dataset: mark}, True), ({dataset: ""}, False), ([], False), ({}, False)):
+        described = replace(view, description=view.description | {"tombstones": known})
+        if is_trusted:
+            refuse_forgotten(described)
+        else:
+            with pytest.raises(UserError, match="3 of its samples"):
+                refuse_forgotten(described)
 
 
 def test_a_view_of_scrubbed_shards_is_refused_with_what_to_do(dataset: str, tmp_path: Path) -> None:

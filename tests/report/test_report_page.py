@@ -17,6 +17,7 @@ from shards.dataset import finish
 from shards.errors import ConfigError, UserError
 from shards.index import read_index
 from shards.storage import open_storage
+from shards.tombstones import Tombstones, record_tombstones
 from shards.view import SHARD_SCHEMA, shard_entry, write_view
 from shards.writer import Sample, write_shard
 from xmodal.cli import main
@@ -58,7 +59,7 @@ def make_dataset(folder: Path, *, failures: Sequence[Mapping[str, Any]], teacher
             key=f"post{number}-0",
             image=picture_bytes((30 * number, 99, 99)),
             image_extension="png",
-            fields={"soft_label": soft_label, "text_of_post": "a secret text"},
+            fields={"soft_label": soft_label, "post_id": f"post{number}", "text_of_post": "a secret text"},
             text="another secret text",
         )
         for number, soft_label in enumerate(SOFT_LABELS)
@@ -384,3 +385,13 @@ def test_the_command_writes_the_page_and_tells_where(tmp_path: Path, capsys: pyt
     assert config.output in capsys.readouterr().out
     assert main(["report", *inputs, f"--output={config.output}", f"--evaluations=[{tmp_path}/none.json]"]) == 2
     assert f"{tmp_path}/none.json" in capsys.readouterr().err
+
+
+def test_pictures_of_posts_that_were_forgotten_since_are_not_shown(tmp_path):
+    config = make_inputs(tmp_path)
+    assert "post0-0" in Path(report(config)).read_text()
+    forgotten = Tombstones(frozenset(["post0"]))
+    record_tombstones(open_storage(config.dataset), forgotten, reason="", recorded_at="2026-01-02")
+    page = Path(report(config)).read_text()
+    assert "post0-0" not in page
+    assert "post1-0" in page

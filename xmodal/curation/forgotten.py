@@ -43,28 +43,30 @@ def _forgotten(view: View) -> np.ndarray:
         frozenset().union(*(tombstones.post_ids for tombstones in found)),
         frozenset().union(*(tombstones.authors for tombstones in found)),
     )
-    shards = view.shards.select(["dataset", "shard"]).to_pylist()
+    places = [(shard["dataset"], shard["shard"]) for shard in view.shards.select(["dataset", "shard"]).to_pylist()]
     with ThreadPoolExecutor(MAX_CONCURRENT_INDEXES) as pool:
-        keys = pool.map(lambda shard: _forgotten_keys(view, shard["dataset"], shard["shard"], everyone), shards)
-        for shard, forgotten_keys in zip(shards, keys, strict=True):
-            if len(forgotten_keys):
-                here = pc.and_(
-                    pc.equal(view.table["dataset"], shard["dataset"]), pc.equal(view.table["shard"], shard["shard"])
-                )
-                forgotten |= pc.and_(here, pc.is_in(view.table["key"], value_set=forgotten_keys)).to_numpy()
+        keys_of_place = pool.map(lambda place: _forgotten_keys(view, *place, everyone), places)
+        keys = dict(zip(places, keys_of_place, strict=True))
+    all_keys = pa.array(sorted(set().union(*keys.values())), type=view.table["key"].type)
+    named_so = np.flatnonzero(pc.is_in(view.table["key"], value_set=all_keys).to_numpy())
+    # The same key may stand in several datasets, and be forgotten as another post's in one of them.
+    for number, row in zip(named_so, view.table.take(named_so).to_pylist(), strict=True):
+        forgotten[number] = row["key"] in keys[row["dataset"], row["shard"]]
     return forgotten
 
 
 def _fingerprints(view: View) -> list[str]:
-    """What each dataset had to forget when the view was made; empty where `view.json` does not say."""
-    known = view.description.get("tombstones", {})
-    datasets = view.description.get("recipe", {}).get("datasets", [""] * len(view.datasets))
+    """What each dataset had to forget when the view was made; none where `view.json` does not say."""
+    known, recipe = view.description.get("tombstones"), view.description.get("recipe")
+    datasets = recipe.get("datasets") if isinstance(recipe, dict) else None
+    if not (isinstance(known, dict) and isinstance(datasets, list)):
+        return []
     # One with thresholds of its own is a section.
-    names = [one["dataset"] if isinstance(one, dict) else one for one in datasets]
-    return [known.get(name, "") for name in names]
+    names = [one.get("dataset") if isinstance(one, dict) else one for one in datasets]
+    return [known.get(str(name), "") for name in names]
 
 
-def _forgotten_keys(view: View, dataset: int, shard: str, tombstones: Tombstones) -> pa.Array:
+def _forgotten_keys(view: View, dataset: int, shard: str, tombstones: Tombstones) -> set[str]:
     storage = view.datasets[dataset]
     try:
         index = read_index(storage, shard, keep=False)
@@ -73,4 +75,4 @@ def _forgotten_keys(view: View, dataset: int, shard: str, tombstones: Tombstones
             f"{storage.url}/{shard}: this shard of the view is not there: posts were scrubbed from it, or it is lost",
             "run `xmodal curate` again",
         ) from None
-    return index["key"].filter(pa.array(forgotten_rows(index, tombstones))).combine_chunks()
+    return set(index["key"].filter(pa.array(forgotten_rows(index, tombstones))).to_pylist())
