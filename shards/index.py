@@ -55,19 +55,27 @@ def index_name(tar_name: str) -> str:
     return tar_name.removesuffix(".tar") + ".parquet"
 
 
-def read_index(storage: Storage, tar_name: str, *, keep: bool = True, columns: Sequence[str] | None = None) -> pa.Table:
+def read_index(
+    storage: Storage, tar_name: str, *, keep: bool = True, build: bool = True, columns: Sequence[str] | None = None
+) -> pa.Table:
     """The index of a committed tar, one row a sample in the tar's order; made where there is none, or a damaged one.
 
     One of another size of tar or another version is made anew too. What is committed never changes, so no more is
     compared: that would mean to read the tar. One that had to be made is written beside the tar, if it is to be kept.
-    Of `columns`, if given, those that the index has are read, and no others.
+    Of `columns`, if given, those that the index has are read, and no others. Without `build` it must be there: whoever
+    reads the index of each shard again and again does not want to read all tars for it.
 
     Columns: `key, image_ext, {image,json,txt}_{offset,length}` (bytes; null where there is no such member),
     `image_crc32` (zlib's, of the picture's bytes), then the JSON's fields. Table metadata: `tar_bytes`, `tar_sha256`.
-    Raises UserError if the tar cannot be read.
+    Raises UserError if the tar cannot be read, or has no index that may be made.
     """
     table, name = _stored_index(storage, tar_name, columns)
     if table is None or not _is_of(index_metadata(table), storage.size(tar_name)):
+        if not build:
+            storage.size(tar_name)  # It is not there, or has no index: these are two mistakes.
+            raise UserError(
+                f"{storage.url}/{tar_name}: has no index, or another tar's", f"run `xmodal shards index {storage.url}`"
+            )
         table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
         if keep:
             storage.replace(name, _write_table(table))
@@ -76,9 +84,9 @@ def read_index(storage: Storage, tar_name: str, *, keep: bool = True, columns: S
     return table
 
 
-def stored_index(storage: Storage, tar_name: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+def stored_index(storage: Storage, tar_name: str) -> pa.Table | None:
     """The index that lies beside a tar, whatever tar it is of; None where there is none, or a damaged one."""
-    return _stored_index(storage, tar_name, columns)[0]
+    return _stored_index(storage, tar_name, None)[0]
 
 
 def _stored_index(storage: Storage, tar_name: str, columns: Sequence[str] | None) -> tuple[pa.Table | None, str]:

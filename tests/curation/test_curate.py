@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -486,12 +487,24 @@ def test_a_webdataset_needs_no_field_that_no_step_asks_for(tmp_path):
             curate(CurateConfig(**bare | settings))
 
 
-def test_a_webdataset_without_an_index_is_told_how_to_get_one(tmp_path):
+@pytest.mark.parametrize("index", ["lost", "another tar's"])
+def test_a_webdataset_without_an_index_is_told_how_to_get_one(tmp_path, index):
     foreign = foreign_shards(tmp_path / "foreign", with_hashes=True)
     (tmp_path / "foreign" / "00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"00001\.tar: no index lies beside this shard") as caught:
+    if index == "another tar's":
+        shutil.copy(tmp_path / "foreign" / "00000.parquet", tmp_path / "foreign" / "00001.parquet")
+        with open(tmp_path / "foreign" / "00001.tar", "ab") as tar:
+            tar.write(bytes(10240))
+    with pytest.raises(UserError, match=r"00001\.tar: has no index") as caught:
         curate(CurateConfig(datasets=[foreign], view=str(tmp_path / "view")))
-    assert caught.value.remedy == f"run `xmodal shards index {foreign}`"
+    assert caught.value.remedy == f"run `xmodal shards index {tmp_path}/foreign`"
+
+
+def test_a_shard_that_a_pattern_names_and_that_is_not_there_is_told(tmp_path):
+    foreign_shards(tmp_path / "foreign", with_hashes=True)
+    pattern = f"{tmp_path}/foreign/{{00000..00002}}.tar"
+    with pytest.raises(UserError, match=r"00002\.tar: this shard of the dataset is not there"):
+        curate(CurateConfig(datasets=[pattern], view=str(tmp_path / "view")))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from xmodal.labels import CLASSES
 _ROW_COLUMNS = ("key", "image_ext", "image_offset", "image_length", "image_crc32", "soft_label")
 _LIBRARIES = ("numpy", "pyarrow", "scipy")
 """Whose versions are kept with a view, as what made it."""
+_TEXTS_AT_A_TIME = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,14 +198,15 @@ def _splits(config: CurateConfig, samples: Samples) -> np.ndarray:
     """int8 `(n,)`; where one split is to have all, no post needs to be known."""
     if samples.posts is None:
         return np.zeros(len(samples.classes), dtype=np.int8)
+    assert samples.post_ids is not None
     drawn = lots(config.seed, "split", _texts(samples.post_ids))
     return steps.split_of(drawn, config.split.shares).astype(np.int8)[samples.posts]
 
 
-def _texts(names: pa.LargeStringArray | None) -> Iterator[str]:
+def _texts(names: pa.LargeStringArray) -> Iterator[str]:
     """Python texts, a few at a time."""
-    for start in range(0, len(names or ()), 1 << 16):
-        yield from names[start : start + (1 << 16)].to_pylist()  # type: ignore[index]
+    for start in range(0, len(names), _TEXTS_AT_A_TIME):
+        yield from names.slice(start, _TEXTS_AT_A_TIME).to_pylist()
 
 
 def _write(config: CurateConfig, datasets: Sequence[Dataset], selection: _Selection, counts: Mapping[str, Any]) -> str:
@@ -230,7 +232,7 @@ def _write(config: CurateConfig, datasets: Sequence[Dataset], selection: _Select
         beside["conflicts"] = ("conflicts.parquet", conflict_list(selection.conflicts, keys))
         beside["conflict_figure"] = ("conflicts.svg", conflict_figure(selection.conflicts))
     recipe = asdict(config)
-    del recipe["num_workers"]
+    del recipe["num_workers"]  # Whatever it is, the view is the same.
     return writer.finish(
         config.view,
         _shard_table(shards),

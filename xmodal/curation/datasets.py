@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from shards.dataset import read_dataset
 from shards.errors import UserError
-from shards.index import index_metadata, index_name, read_index, stored_index
+from shards.index import index_metadata, index_name, read_index
 from shards.inspection import find_shards
 from shards.storage import Storage, open_storage
 from shards.tombstones import Tombstones, read_tombstones
@@ -144,7 +144,7 @@ def read_samples(
     tasks = [(number, name) for number, dataset in enumerate(datasets) for name in dataset.shards]
     shards: list[Shard] = []
     blocks = _Blocks()
-    for shard, columns in in_order(read, tasks, num_workers):
+    for shard, columns in map_in_order(read, tasks, num_workers):
         shards.append(shard)
         blocks.add(columns, shard.num_samples)
     if not any(shard.num_samples for shard in shards):
@@ -181,13 +181,13 @@ def read_rows(
         dataset = datasets[shard.dataset]
         index = _index(dataset, shard.name, columns, keep=False)
         if index_metadata(index)["tar_sha256"] != shard.sha256:
-            raise _other_shard(dataset, shard.name)
+            raise UserError(f"{dataset.storage.url}/{shard.name}: was changed meanwhile", "curate again")
         return index.select(columns)
 
-    yield from in_order(read, shards, num_workers)
+    yield from map_in_order(read, shards, num_workers)
 
 
-def in_order(work: Callable[[Task], T], tasks: Iterable[Task], num_workers: int) -> Iterator[T]:
+def map_in_order(work: Callable[[Task], T], tasks: Iterable[Task], num_workers: int) -> Iterator[T]:
     """What `work` gives for each task, in their order, done by threads that run ahead by a few tasks and no more."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(num_workers) as pool:
@@ -204,30 +204,19 @@ def in_order(work: Callable[[Task], T], tasks: Iterable[Task], num_workers: int)
 
 
 def _index(dataset: Dataset, name: str, columns: Sequence[str], *, keep: bool) -> pa.Table:
-    url = f"{dataset.storage.url}/{name}"
-    if dataset.sha256 is None:
-        index = stored_index(dataset.storage, name, columns)
-        if index is None:
-            raise UserError(f"{url}: no index lies beside this shard", f"run `xmodal shards index {dataset.url}`")
-        return index
+    is_foreign = dataset.sha256 is None
     try:
-        index = read_index(dataset.storage, name, keep=keep, columns=columns)
+        # Of tars made elsewhere none is made here: it would be to read them all, and twice.
+        index = read_index(dataset.storage, name, keep=keep, build=not is_foreign, columns=columns)
     except FileNotFoundError:
+        remedy = "check the pattern" if is_foreign else "restore it, or run `xmodal label` again"
+        raise UserError(f"{dataset.storage.url}/{name}: this shard of the dataset is not there", remedy) from None
+    if dataset.sha256 is not None and index_metadata(index)["tar_sha256"] != dataset.sha256[name]:
         raise UserError(
-            f"{url}: this shard of the dataset is not there", "restore it, or run `xmodal label` again"
-        ) from None
-    if index_metadata(index)["tar_sha256"] != dataset.sha256[name]:
-        raise _other_shard(dataset, name)
+            f"{dataset.storage.url}/{name}: not the shard that dataset.json was written for",
+            f"remove {index_name(name)}, which may be another tar's, and run `xmodal label` again",
+        )
     return index
-
-
-def _other_shard(dataset: Dataset, name: str) -> UserError:
-    if dataset.sha256 is None:
-        return UserError(f"{dataset.storage.url}/{name}: was changed meanwhile", "curate again")
-    return UserError(
-        f"{dataset.storage.url}/{name}: not the shard that dataset.json was written for",
-        f"remove {index_name(name)}, which may be another tar's, and run `xmodal label` again",
-    )
 
 
 def _columns(index: pa.Table, needs: Mapping[str, Sequence[str]], url: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def diff_views(before: View, after: View) -> ViewDiff:
         change
         for section in ("recipe", "inputs", "tombstones", "versions")
         for change in _changes(section, before.description.get(section), after.description.get(section))
+        if change.name != "recipe.view"
     ]
     one, other = (_by_key(view) for view in (before, after))
     removed = one.filter(pc.invert(pc.is_in(one["key"], other["key"])))["key"]
