@@ -23,7 +23,9 @@ _CHUNK_BITS = 16
 _KEY_BITS = 64
 _LEAF_PAIRS = 1 << 15
 """So many comparisons take no longer than to cut a branch further."""
-_LEAVES_AT_A_TIME = 1 << 15
+_LEAVES_AT_A_TIME = 1 << 10
+_CROWD = 16
+"""Where more than one in so many keys of a leaf is alike, its hashes are taken for a crowd."""
 # A branch leaves at most three on the stack besides the one that is followed next.
 _STACK_SIZE = 4 * (_KEY_BITS + 1)
 
@@ -55,20 +57,22 @@ def most_differences(max_distance: int) -> np.ndarray:
     return max_distance * _CHUNK_BITS * chunks_begun // (8 * BYTES)
 
 
-def leaves(ones: SortedKeys, others: SortedKeys, most: np.ndarray) -> Iterator[np.ndarray]:
+def leaves(
+    ones: SortedKeys, others: SortedKeys, most: np.ndarray, parent: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
     """Which stretches of two sets are to be compared: int64 `(m, 4)`, begin and end in each.
 
     Of a set and itself (the same object twice) a pair is found once: in a leaf whose stretches are the same, each hash
-    is to be compared with those behind it.
+    is to be compared with those behind it. With `parent`, a forest of the hashes to which the caller adds what it finds
+    from one array of leaves to the next, stretches that are in one tree already are left out.
     """
     stack = np.zeros((_STACK_SIZE, 6), dtype=np.int64)
     stack[0, 1], stack[0, 3] = len(ones.keys), len(others.keys)
     num_open = 1
+    forest = np.empty(0, dtype=np.int32) if parent is None else parent
     while num_open:
         found = np.empty((_LEAVES_AT_A_TIME, 4), dtype=np.int64)
-        num_open, num_found = _descend(
-            ones.keys, others.keys, ones is others, most, _LEAF_PAIRS, stack, num_open, found
-        )
+        num_open, num_found = _descend(ones, others, ones is others, most, forest, _LEAF_PAIRS, stack, num_open, found)
         yield found[:num_found]
 
 
@@ -85,22 +89,29 @@ def link_leaves(
 ) -> None:
     """Unite in the forest `parent` whatever is near to one another in the leaves."""
     for low, high, other_low, other_high in leaves:
+        places = others.places[other_low:other_high]
+        crowded = False
         for row in range(low, high):
             first = row + 1 if one_set and low == other_low else other_low
             num_alike = _count_alike(ones.keys[row], others.keys, first, other_high, most)
             if not num_alike:
                 continue
             place = ones.places[row]
-            for column in range(first, other_high):
-                if _popcount(ones.keys[row] ^ others.keys[column]) <= most:
-                    other = others.places[column]
-                    if _root(parent, place) != _root(parent, other) and _distance(words, place, other) <= max_distance:
-                        _unite(parent, place, other)
-            # Of a crowd in which each is near to each, all are linked long before all pairs are looked at.
-            if 2 * num_alike > other_high - first and _is_one_tree(
-                parent, ones.places[row:high], others.places[other_low:other_high]
-            ):
-                break
+            if _CROWD * num_alike < len(places):
+                for column in range(first, other_high):
+                    if _popcount(ones.keys[row] ^ others.keys[column]) <= most:
+                        other = others.places[column]
+                        if _root(parent, place) != _root(parent, other) and (
+                            _distance(words, place, other) <= max_distance
+                        ):
+                            _unite(parent, place, other)
+                continue
+            # A crowd: keys say little, and most of its members are linked long before all pairs are looked at.
+            if not crowded:
+                crowded = True
+                columns = words[places].T.copy()
+                roots = np.array([_root(parent, other) for other in places])
+            _link_in_crowd(words[place], place, columns, places, roots, first - other_low, max_distance, parent)
 
 
 @njit(nogil=True, cache=True)
@@ -191,10 +202,11 @@ def _popcount(_: Any, word: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def _descend(
-    keys: np.ndarray,
-    other_keys: np.ndarray,
+    ones: SortedKeys,
+    others: SortedKeys,
     one_set: bool,
     most: np.ndarray,
+    parent: np.ndarray,
     leaf_pairs: int,
     stack: np.ndarray,
     num_open: int,
@@ -211,13 +223,15 @@ def _descend(
         low, high, other_low, other_high, bit, differences = stack[num_open]
         if low == high or other_low == other_high:
             continue
+        if len(parent) and _is_one_tree(parent, ones.places[low:high], others.places[other_low:other_high]):
+            continue
         if bit == _KEY_BITS or (high - low) * (other_high - other_low) <= leaf_pairs:
             found[num_found] = low, high, other_low, other_high
             num_found += 1
             continue
         itself = one_set and low == other_low
-        middle = _first_with_bit(keys, low, high, bit)
-        other_middle = middle if itself else _first_with_bit(other_keys, other_low, other_high, bit)
+        middle = _first_with_bit(ones.keys, low, high, bit)
+        other_middle = middle if itself else _first_with_bit(others.keys, other_low, other_high, bit)
         bit += 1
         if differences < most[bit]:
             stack[num_open] = low, middle, other_middle, other_high, bit, differences + 1
@@ -261,6 +275,58 @@ def _distance(words: np.ndarray, place: int, other: int) -> int:
     for number in range(words.shape[1]):
         distance += _popcount(words[place, number] ^ words[other, number])
     return distance
+
+
+@njit(nogil=True, cache=True)
+def _link_in_crowd(
+    hash_words: np.ndarray,
+    place: int,
+    columns: np.ndarray,
+    places: np.ndarray,
+    roots: np.ndarray,
+    first: int,
+    max_distance: int,
+    parent: np.ndarray,
+) -> None:
+    """Unite a hash with whatever is near to it among others, of which the words (`(4, n)`) and roots are at hand.
+
+    Keeps `roots` true for the others.
+    """
+    root = _root(parent, place)
+    if not _count_new(hash_words, root, columns, roots, first, max_distance):
+        return
+    for column in range(first, len(places)):
+        other_root = roots[column]
+        if other_root != root and _distance_to_column(hash_words, columns, column) <= max_distance:
+            _unite(parent, place, places[column])
+            united = _root(parent, place)
+            for number in range(len(roots)):
+                if roots[number] == root or roots[number] == other_root:
+                    roots[number] = united
+            root = united
+
+
+@njit(nogil=True, cache=True)
+def _count_new(
+    hash_words: np.ndarray, root: int, columns: np.ndarray, roots: np.ndarray, first: int, max_distance: int
+) -> int:
+    """How many of the columns from `first` on are near to a hash and not in its tree."""
+    num_new = np.uint32(0)
+    for column in range(np.uint64(first), np.uint64(len(roots))):  # as in `_count_alike`
+        near = _distance_to_column(hash_words, columns, column) <= max_distance
+        num_new += np.uint32(near & (roots[column] != root))
+    return int(num_new)
+
+
+@njit(nogil=True, cache=True)
+def _distance_to_column(hash_words: np.ndarray, columns: np.ndarray, column: int) -> int:
+    """In how many bits a hash differs from that whose words stand in a column."""
+    return (
+        _popcount(hash_words[0] ^ columns[0, column])
+        + _popcount(hash_words[1] ^ columns[1, column])
+        + _popcount(hash_words[2] ^ columns[2, column])
+        + _popcount(hash_words[3] ^ columns[3, column])
+    )
 
 
 @njit(nogil=True, cache=True)

@@ -99,7 +99,7 @@ def links_of_blocks(
         for start in starts:
             ones = hamming.sorted_keys(words, 0, size, start)
             others = ones if one_block else hamming.sorted_keys(words, size, len(words), start)
-            for leaves in hamming.leaves(ones, others, most):
+            for leaves in hamming.leaves(ones, others, most, parent):
                 hamming.link_leaves(leaves, ones, others, one_block, words, most[-1], max_distance, parent)
         children = np.flatnonzero(parent != np.arange(len(words)))
         return np.stack([first[parent[children]], first[children]], axis=1)
