@@ -45,7 +45,7 @@ def _forgotten(view: View) -> np.ndarray:
     )
     places = [(shard["dataset"], shard["shard"]) for shard in view.shards.select(["dataset", "shard"]).to_pylist()]
     with ThreadPoolExecutor(MAX_CONCURRENT_INDEXES) as pool:
-        keys_of_place = pool.map(lambda place: _forgotten_keys(view, *place, everyone), places)
+        keys_of_place = pool.map(lambda place: _forgotten_keys(view, place[0], place[1], everyone), places)
         keys = dict(zip(places, keys_of_place, strict=True))
     all_keys = pa.array(sorted(set().union(*keys.values())), type=view.table["key"].type)
     named_so = np.flatnonzero(pc.is_in(view.table["key"], value_set=all_keys).to_numpy())
