@@ -169,7 +169,7 @@ def forget(arguments: list[str]) -> None:
     parser.add_argument("--authors")
     parser.add_argument("--reason", default="")
     parser.add_argument("--scrub", action="store_true")
-    parsed = _parse(parser, arguments, "see `xmodal forget --help`")
+    parsed = _parsed(parser, arguments, "forget")
     if parsed.dataset is None:
         raise UserError("command line: no dataset", "see `xmodal forget --help`")
     if parsed.posts is None and parsed.authors is None and not parsed.scrub:
@@ -253,7 +253,7 @@ def _url_and_workers(arguments: list[str]) -> tuple[str, int]:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--num_workers", type=int, default=0)
-    parsed = _parse(parser, arguments, "see `xmodal shards --help`")
+    parsed = _parsed(parser, arguments, "shards")
     if parsed.url is None:
         raise UserError("command line: no URL of shards", "see `xmodal shards --help`")
     if parsed.num_workers < 0:
@@ -261,13 +261,14 @@ def _url_and_workers(arguments: list[str]) -> tuple[str, int]:
     return parsed.url, parsed.num_workers
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: list[str], remedy: str) -> argparse.Namespace:
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str], verb: str) -> argparse.Namespace:
+    """What a parser makes of arguments; those that it does not know are a mistake of the user's."""
     try:
         parsed, unknown = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise UserError(f"command line: {error}", remedy) from error
+        raise UserError(f"command line: {error}", f"see `xmodal {verb} --help`") from error
     if unknown:
-        raise UserError(f"command line: {unknown[0]}: no such setting", remedy)
+        raise UserError(f"command line: {unknown[0]}: no such setting", f"see `xmodal {verb} --help`")
     return parsed
 
 
