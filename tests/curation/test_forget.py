@@ -187,8 +187,8 @@ def test_a_view_made_before_is_refused_and_what_is_left_of_it_is_not(dataset: st
 
 
 def test_a_view_made_after_is_not_looked_into_and_one_that_does_not_say_is(dataset: str, tmp_path: Path) -> None:
-    forget(dataset, posts=None, authors=written(tmp_path / "authors.txt", "ada"))
     view = view_of(dataset, tmp_path / "view")
+    forget(dataset, posts=None, authors=written(tmp_path / "authors.txt", "ada"))
     mark = read_tombstones(open_storage(dataset)).fingerprint
     for known, is_trusted in (({dataset: mark}, True), ({dataset: ""}, False), ([], False), ({}, False)):
         described = replace(view, description=view.description | {"tombstones": known})
