@@ -68,7 +68,7 @@ def main() -> None:
         f"every step, {curate_datasets.NUM_BENCHMARK_PICTURES} benchmark pictures; views of "
         f"{' and '.join(f'{size / 2**20:,.0f} MiB' for size in view_bytes.values())}"
     )
-    document = report_file.report("curate", work, ("numpy", "pyarrow", "scipy", "xmodal"), results, growth)
+    document = report_file.report("curate", work, ("numba", "numpy", "pyarrow", "xmodal"), results, growth)
     report_file.write(document, arguments.json)
 
 

@@ -130,6 +130,10 @@ def test_the_funnel_the_recipe_and_what_was_read_are_in_view_json(folder, tmp_pa
     assert document["fingerprint"] == summary.fingerprint
     assert list(document["inputs"]) == [str(folder / "one"), str(folder / "two")]
     assert all(len(sha256) == 64 for sha256 in document["inputs"].values())
+    assert set(document["versions"]) == {"xmodal", "python", "numba", "numpy", "pyarrow"}
+    assert "num_workers" not in document["recipe"]
+    by_class = document["counts"]["splits_by_class"]
+    assert {name: sum(counts.values()) for name, counts in by_class.items()} == summary.splits
 
 
 def test_a_row_of_the_view_leads_to_the_picture_and_its_soft_label(folder, tmp_path):

@@ -27,7 +27,7 @@ from xmodal.curation.order import ranks
 from xmodal.labels import CLASSES
 
 _ROW_COLUMNS = ("key", "image_ext", "image_offset", "image_length", "image_crc32", "soft_label")
-_LIBRARIES = ("numpy", "pyarrow", "scipy")
+_LIBRARIES = ("numba", "numpy", "pyarrow")
 """Whose versions are kept with a view, as what made it."""
 _TEXTS_AT_A_TIME = 1 << 16
 
