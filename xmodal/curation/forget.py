@@ -171,7 +171,7 @@ def _has_values(index: pa.Table, column: str) -> bool:
 
 def _scrub(storage: Storage, tombstones: Tombstones) -> ScrubSummary:
     status = read_status(storage)
-    if status is not None and status["state"] == "running" and time.time() - status["updated"] <= SILENT_SECONDS:
+    if status is not None and status["state"] != "stopped" and time.time() - status["updated"] <= SILENT_SECONDS:
         raise UserError(
             f"{storage.url}: `xmodal label` is at work on it; who is to be forgotten is recorded",
             f"let it end, or wait for {SILENT_SECONDS:.0f} s if it was killed; then run this again to scrub",
