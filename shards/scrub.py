@@ -101,7 +101,7 @@ def _scrub_shard(storage: Storage, name: str, tombstones: Tombstones) -> int:
     scrubbed = without_samples(tar, frozenset(keys.to_pylist()))
     left = build_index(scrubbed, f"{storage.url}/{name}, scrubbed")
     assert left["key"].equals(index["key"].filter(pc.invert(forgotten))), f"{name}: scrubbing lost another sample"
-    if not write_tar(storage, next_generation(stem), scrubbed, kept_failures):
+    if not write_tar(storage, next_generation(stem), scrubbed, left, kept_failures):
         raise UserError(
             f"{storage.url}/{next_generation(stem)}.tar: another `xmodal forget --scrub` has just written it",
             "let that one end, then run this again",

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from shards.index import IMAGE_EXTENSIONS, IndexRows, build_index, index_metadata, write_index
+from shards.index import IMAGE_EXTENSIONS, IndexRows, index_metadata, write_index
 from shards.storage import TEMPORARY_PREFIX, Storage, told_to_user
 
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9_%-]{1,230}")
@@ -122,12 +122,11 @@ def write_shard(
     return CommittedShard(name=name, num_samples=len(tar.keys), won=won)
 
 
-def write_tar(storage: Storage, name: str, tar: bytes, failures: bytes) -> bool:
-    """Commit the bytes of a whole tar as `<name>.tar`, with the lines of its failures file.
+def write_tar(storage: Storage, name: str, tar: bytes, index: pa.Table, failures: bytes) -> bool:
+    """Commit the bytes of a whole tar as `<name>.tar`, with its index and the lines of its failures file.
 
     Returns False if another writer had committed this shard before; then that one stands.
     """
-    index = build_index(tar, f"{storage.url}/{name}.tar")
     temporary = storage.new_temporary(f"{name}.tar")
     try:
         with told_to_user(temporary.parent):

@@ -160,9 +160,9 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
 def test_a_dataset_that_is_being_labelled_is_not_scrubbed_and_what_is_asked_for_is_recorded(
     dataset: str, tmp_path: Path
 ) -> None:
-    numbers = ("posts_read", "units_in_flight", "units_committed", "units_waiting", "samples", "bytes")
-    status = {"state": "running", "share_read": 0.5, "failures": {}, **dict.fromkeys(numbers, 1)}
-    status |= {"started": int(time.time()) - 9, "updated": int(time.time())}
+    counts = ("posts_read", "units_in_flight", "units_committed", "units_waiting", "samples", "bytes")
+    status = {"state": "running", "started": 1, "updated": round(time.time()), "share_read": 1.0, "failures": {}}
+    status |= dict.fromkeys(counts, 0)
     Path(dataset, "status.json").write_text(json.dumps(status))
     before = keys(dataset)
     posts = written(tmp_path / "posts.txt", "1")
@@ -170,7 +170,7 @@ def test_a_dataset_that_is_being_labelled_is_not_scrubbed_and_what_is_asked_for_
         forget(dataset, posts=posts, authors=None, take_out=True)
     assert keys(dataset) == before
     assert read_tombstones(open_storage(dataset)) == Tombstones(frozenset("1"))
-    Path(dataset, "status.json").write_text(json.dumps(status | {"updated": int(time.time()) - 61}))
+    Path(dataset, "status.json").write_text(json.dumps(status | {"updated": round(time.time()) - 61}))
     assert forget(dataset, posts=None, authors=None, take_out=True).samples == 2
     assert keys(dataset) == ["2-0", "3-0", "4-0"]
 
@@ -186,7 +186,9 @@ def test_a_view_made_before_is_refused_and_what_is_left_of_it_is_not(dataset: st
     assert set(without_forgotten(view).table["key"].to_pylist()) == {"2-0", "4-0"}
 
 
-def test_a_view_made_after_is_not_looked_into_and_one_that_does_not_say_is(dataset: str, tmp_path: Path) -> None:
+def test_a_view_that_says_it_was_made_after_is_trusted_and_one_that_says_nothing_is_looked_into(
+    dataset: str, tmp_path: Path
+) -> None:
     view = view_of(dataset, tmp_path / "view")
     forget(dataset, posts=None, authors=written(tmp_path / "authors.txt", "ada"))
     mark = read_tombstones(open_storage(dataset)).fingerprint
