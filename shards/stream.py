@@ -5,6 +5,7 @@ Both yield `Batch`es of uint8 pixels from a torch DataLoader. State is a few int
 """
 
 import logging
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, dataloader
 
 from shards.augment import AugmentConfig, eval_pixels, train_pixels
 from shards.cache import ShardCache, default_cache_folder
@@ -494,13 +495,22 @@ def told_of_lost_workers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not _tells_of_lost_worker(error):
             raise
         raise UserError(
             f"a reading process has ended: {error}",
             "most often memory ran out: lower stream.num_workers, or ask for more memory",
         ) from error
+
+
+def _tells_of_lost_worker(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error)
+    # A batch that breaks off on its way here may be seen before its sender's end is. What a worker itself raised comes
+    # as a message, and names it.
+    frames = traceback.extract_tb(error.__traceback__)
+    return "DataLoader worker" not in str(error) and any(frame.filename == dataloader.__file__ for frame in frames)
 
 
 def _as_is(batch: Any) -> Any:
