@@ -57,7 +57,7 @@ class Sizes:
 
 
 QUICK = Sizes(ours_alone=400_000, common=100_000, faiss_queries=2000, tree=400, words=2000)
-FULL = Sizes(ours_alone=10_000_000, common=1_500_000, faiss_queries=10_000, tree=1000, words=5000)
+FULL = Sizes(ours_alone=10_000_000, common=1_500_000, faiss_queries=5000, tree=400, words=3000)
 
 
 def main() -> None:

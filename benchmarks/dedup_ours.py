@@ -5,11 +5,11 @@ python benchmarks/dedup_ours.py '{"file": ...}'
 
 import json
 import os
-import resource
 import sys
 import time
 
 import numpy as np
+from own_memory import peak_mib
 
 from xmodal.curation.near_duplicates import near_groups
 
@@ -23,9 +23,9 @@ def main() -> None:
     start = time.perf_counter()
     groups = near_groups(packed, plan["distance"])
     seconds = time.perf_counter() - start
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    held = peak_mib()
     np.save(plan["output"], groups)
-    print(json.dumps({"seconds": seconds, "peak_mib": peak_mib, "groups": plan["output"]}))
+    print(json.dumps({"seconds": seconds, "peak_mib": held, "groups": plan["output"]}))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ python benchmarks/dedup_peers.py '{"contender": ..., "file": ...}'
 """
 
 import json
-import resource
 import sys
 import time
 import warnings
 
 import numpy as np
+from own_memory import peak_mib
 
 
 def main() -> None:
@@ -17,9 +17,9 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     packed = np.load(plan["file"], mmap_mode="r")[: plan.get("hashes")]
     seconds, pairs = by_faiss(packed, plan) if plan["contender"].startswith("faiss") else by_imagededup(packed, plan)
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    held = peak_mib()
     np.save(plan["output"], np.array(sorted({(one, other) for one, other in pairs if one < other})).reshape(-1, 2))
-    print("\n" + json.dumps({"seconds": seconds, "peak_mib": peak_mib, "pairs": plan["output"]}))
+    print("\n" + json.dumps({"seconds": seconds, "peak_mib": held, "pairs": plan["output"]}))
 
 
 def by_faiss(packed: np.ndarray, plan: dict) -> tuple[float, list[tuple[int, int]]]:

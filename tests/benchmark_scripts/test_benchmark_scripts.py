@@ -137,3 +137,16 @@ def test_the_benchmark_of_curation_checks_and_writes_its_report(tmp_path):
         assert max(figures["peak_mib"]) < 4096
     assert list(report["ratios"]) == ["6,000 / 2,000 samples: seconds", "6,000 / 2,000 samples: peak_mib"]
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_benchmark_of_near_duplicates_checks_and_writes_its_report_without_the_peers(tmp_path):
+    environment = tmp_path / "peers"
+    options = ["--contenders", "xmodal", "--rounds", "2", "--peers-environment", str(environment)]
+    report = run("dedup.py", tmp_path, *options)
+    assert list(report["results"]) == ["xmodal"]
+    figures = report["results"]["xmodal"]
+    assert list(figures) == [f"{figure}_{size}" for size in (100_000, 400_000) for figure in ("seconds", "peak_mib")]
+    assert all(len(values) == 2 and min(values) > 0 for values in figures.values())
+    assert list(report["ratios"]) == ["xmodal: 400,000 / 100,000: seconds"]
+    assert not any(name.startswith("peers") for name in report["versions"])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -21,15 +21,16 @@ NUM_CHANGED = 200
 
 def recall(originals: Sequence[bytes], changes: Mapping[str, Change]) -> dict[str, float]:
     """The share of the copies of each kind that are near to their original. Prints it."""
-    shares = {}
-    for name, change in changes.items():
-        near = []
-        for content in originals:
-            with Image.open(io.BytesIO(content)) as image:
-                copy = packed_hash(change(image.convert("RGB")))
-            near.append(np.bitwise_count(copy ^ packed_hash(content)).sum() <= MAX_DISTANCE)
-        shares[name] = float(np.mean(near))
-        print(f"{name}: {shares[name]:.1%} found")  # noqa: T201  what docs/near_duplicates.md quotes
+    near: dict[str, list[bool]] = {name: [] for name in changes}
+    for content in originals:
+        original = packed_hash(content)
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = image.convert("RGB")
+        for name, change in changes.items():
+            near[name].append(np.bitwise_count(packed_hash(change(pixels)) ^ original).sum() <= MAX_DISTANCE)
+    shares = {name: float(np.mean(found)) for name, found in near.items()}
+    for name, share in shares.items():
+        print(f"{name}: {share:.1%} found")  # noqa: T201  what docs/near_duplicates.md quotes
     return shares
 
 

@@ -290,7 +290,7 @@ def _link_in_crowd(
 ) -> None:
     """Unite a hash with whatever is near to it among others, of which the words (`(4, n)`) and roots are at hand.
 
-    Keeps `roots` true for the others.
+    A root that is out of date is one of the same tree still: it costs a look, never a link.
     """
     root = _root(parent, place)
     if not _count_new(hash_words, root, columns, roots, first, max_distance):
