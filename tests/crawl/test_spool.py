@@ -1,7 +1,8 @@
 import os
-import resource
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from shards.errors import UserError
 from xmodal.crawl.spool import Spool
+
+ROOT = Path(__file__).parents[2]
 
 
 @given(contents=st.lists(st.binary(max_size=50), max_size=30), limit=st.integers(0, 200), order=st.randoms())
@@ -34,20 +37,22 @@ def test_what_is_beyond_the_limit_lies_on_disk_until_it_is_taken():
     assert size() == 0
 
 
-@pytest.fixture
-def a_full_disk() -> Iterator[None]:
-    """No file of this process may grow beyond 1,000 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+FULL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from xmodal.cli import run_verb
+from xmodal.crawl.spool import Spool
+raise SystemExit(run_verb(lambda _: Spool(0).put(bytes(2000)), []))
+"""
+"""Where no file may grow beyond 1,000 bytes; in a process of its own, whose output goes to pipes."""
 
 
-@pytest.mark.usefixtures("a_full_disk")
 def test_a_full_disk_is_told():
-    spool = Spool(0)
-    with pytest.raises(UserError, match="where pictures wait for slower ones"):
-        spool.put(bytes(2000))
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    problem, remedy = done.stderr.splitlines()
+    assert problem.endswith("File too large, where pictures wait for slower ones")
+    assert "TMPDIR" in remedy
 
 
 def test_a_folder_of_temporary_files_that_takes_none_is_told(monkeypatch, tmp_path):
