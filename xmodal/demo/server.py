@@ -19,6 +19,9 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 
 
 class _QuietServer(ThreadingHTTPServer):
+    # The fetcher opens many connections at once; of those that find no room here, each costs seconds.
+    request_queue_size = 256
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that goes away, such as a labelling run that was stopped, is no error of the server's.
         if not isinstance(sys.exception(), ConnectionError):
