@@ -90,6 +90,9 @@ class CurateConfig:
     """Write beside the view which near duplicates have unlike soft labels: a figure, and a list of their keys."""
     num_workers: int = 16
     """Indexes that are read at a time. The view does not depend on it."""
+    ray_address: str | None = None
+    """Ray cluster whose processors look for near duplicates (`auto` for the one that this machine is part of); by
+    default this machine's do. The view does not depend on it."""
 
     def __post_init__(self) -> None:
         if not all(self.dataset_urls) or not self.datasets:

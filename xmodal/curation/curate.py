@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,8 +24,10 @@ from xmodal.curation.dropped import DroppedKeys
 from xmodal.curation.funnel import Funnel, FunnelStep, class_counts
 from xmodal.curation.name_hashes import lots
 from xmodal.curation.near_duplicates import near_groups
+from xmodal.curation.near_duplicates_on_ray import near_groups_on_ray
 from xmodal.curation.order import ranks
 from xmodal.labels import CLASSES
+from xmodal.ray_session import ray_session
 
 _ROW_COLUMNS = ("key", "image_ext", "image_offset", "image_length", "image_crc32", "soft_label")
 _LIBRARIES = ("numba", "numpy", "pyarrow")
@@ -60,10 +63,12 @@ def curate(config: CurateConfig, *, dry_run: bool = False) -> CurateSummary:
     """Make the view of a recipe. The same datasets and recipe give the same view, bit for bit.
 
     A dry run counts what each step leaves, and writes nothing. Raises UserError for a dataset that is missing or
-    unfinished, a benchmark that cannot be read, or samples that lack what a step needs.
+    unfinished, a benchmark that cannot be read, samples that lack what a step needs, or a Ray cluster that fails.
     """
     datasets = [open_dataset(url) for url in config.dataset_urls]
-    selection = _select(config, datasets, keep_indexes=not dry_run)
+    # From the start: a cluster that does not answer is told before all is read.
+    with ray_session(config.ray_address) if config.ray_address else nullcontext():
+        selection = _select(config, datasets, keep_indexes=not dry_run)
     funnel = selection.funnel.steps
     by_class = {name: class_counts(selection.classes[selection.splits == number]) for number, name in enumerate(SPLITS)}
     splits = {name: sum(counts.values()) for name, counts in by_class.items()}
@@ -105,7 +110,7 @@ def _select(config: CurateConfig, datasets: Sequence[Dataset], *, keep_indexes: 
     if config.near_duplicates or config.conflicts or _has_leaks(config):
         assert pdq is not None
         # Of all samples, whichever are left when the groups are asked for: what was dropped links pictures, too.
-        groups = near_groups(pdq)
+        groups = near_groups_on_ray(pdq) if config.ray_address else near_groups(pdq)
     del pdq
     if config.near_duplicates:
         assert num_pixels is not None
@@ -232,7 +237,7 @@ def _write(config: CurateConfig, datasets: Sequence[Dataset], selection: _Select
         beside["conflicts"] = ("conflicts.parquet", conflict_list(selection.conflicts, keys))
         beside["conflict_figure"] = ("conflicts.svg", conflict_figure(selection.conflicts))
     recipe = asdict(config)
-    del recipe["num_workers"]  # Whatever it is, the view is the same.
+    del recipe["num_workers"], recipe["ray_address"]  # Whatever they are, the view is the same.
     return writer.finish(
         config.view,
         _shard_table(shards),

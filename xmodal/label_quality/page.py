@@ -1,13 +1,11 @@
 """The page of a comparison: facts, tables and a figure as one self-contained HTML document."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-import jinja2
 from markupsafe import Markup
+
+from xmodal.report.document import render_document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +36,7 @@ class Page:
 
 def render(page: Page) -> str:
     """The page, which needs nothing else; its policy lets a browser load nothing but its own style sheet."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xmodal.label_quality", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css = files("xmodal.report").joinpath("page.css").read_text(encoding="utf-8")
-    style_hash = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return environment.get_template("page.html").render(page=page, css=Markup(css), style_hash=style_hash)
+    return render_document("xmodal.label_quality", "comparison.html", title=page.title, page=page)
 
 
 def table_text(table: Table) -> str:

@@ -5,8 +5,6 @@ point: the commit makes that harmless.
 """
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ from xmodal.labelling.config import LabelConfig, check_recipe
 from xmodal.labelling.task import UnitJob, UnitResult, label_unit
 from xmodal.labels import SoftLabel
 from xmodal.posts.post import Post
+from xmodal.ray_session import ray_session
 from xmodal.teacher.given import GIVEN, given_labels
 from xmodal.teacher.teacher import Teacher, TeacherConfig, load_teacher
 
@@ -112,30 +111,32 @@ def run_on_ray(
     # Ray takes seconds to import, and `xmodal --help` or a finished dataset need none of it.
     import ray
 
-    _start_ray(config.ray_address)
-    try:
-        submit = _submitter(ray, config, dataset, recipe)
-        limit = _Limit(ray, config.max_units_in_flight)
-        in_flight: dict[Any, str] = {}
-        finished = _Finished(ray, on_result)
-        for job in jobs:
-            while len(in_flight) >= limit.now():
-                finished.collect(in_flight)
-            in_flight[submit(job)] = job.name
-        while in_flight:
+    with ray_session(config.ray_address):
+        try:
+            _run_jobs(ray, _submitter(ray, config, dataset, recipe), config, jobs, _Finished(ray, on_result))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, UserError):
+                raise cause from None
+            if isinstance(cause, ray.exceptions.ActorDiedError):
+                raise UserError(
+                    f"teacher.kind: {config.teacher.kind}: the teacher could not start: {_last_line(cause)}",
+                    "check the teacher section of the config; `xmodal doctor` says what this machine has",
+                ) from error
+            raise
+
+
+def _run_jobs(
+    ray: Any, submit: Callable[[UnitJob], Any], config: LabelConfig, jobs: Iterable[UnitJob], finished: "_Finished"
+) -> None:
+    limit = _Limit(ray, config.max_units_in_flight)
+    in_flight: dict[Any, str] = {}
+    for job in jobs:
+        while len(in_flight) >= limit.now():
             finished.collect(in_flight)
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, ray.exceptions.ActorDiedError):
-            raise UserError(
-                f"teacher.kind: {config.teacher.kind}: the teacher could not start: {_last_line(cause)}",
-                "check the teacher section of the config; `xmodal doctor` says what this machine has",
-            ) from error
-        raise
-    finally:
-        ray.shutdown()
+        in_flight[submit(job)] = job.name
+    while in_flight:
+        finished.collect(in_flight)
 
 
 class _Limit:
@@ -307,39 +308,6 @@ def gpus_per_teacher(config: TeacherConfig, num_gpus: int) -> int:
             f"give at most {num_gpus}, or add nodes with GPUs",
         )
     return 1
-
-
-def _start_ray(address: str | None) -> None:
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            _check_listener(address)
-            ray.init(address=address, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"ray_address: {address}: no Ray cluster answers",
-                "start one by `ray start --head`; check the port (6379 by default) and the cluster's RAY_AUTH_TOKEN",
-            ) from error
-    else:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            object_store_memory=200_000_000,  # texts of the units in flight; pictures never pass through it
-        )
-
-
-def _check_listener(address: str) -> None:
-    """Raise ConnectionError if nothing listens at `host:port`: Ray itself would go on asking for many minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except (OSError, OverflowError) as error:
-            raise ConnectionError(address) from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,18 +1,15 @@
-"""The page of a report: what it shows, as plain values, and how they become HTML. No file is read here but its own."""
+"""The page of a report: what it shows, as plain values, and how they become HTML."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-import jinja2
 from markupsafe import Markup
 
 from xmodal.curation.funnel import FunnelStep
 from xmodal.evaluation.table import interval_of, interval_text
 from xmodal.labels import CLASSES
 from xmodal.report.charts import Interval, Series, interval_plot, line_chart, stacked_bar
+from xmodal.report.document import render_document
 from xmodal.report.examples import Example, ExampleGroup
 from xmodal.report.inputs import DatasetSummary, Evaluation, FailureCount, TrainingRun
 
@@ -112,20 +109,9 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as one HTML document that needs nothing else: no script, no font, no picture from elsewhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xmodal.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css = files("xmodal.report").joinpath("page.css").read_text(encoding="utf-8")
-    # The browser takes this one style sheet, by its hash, and pictures that are in the page. All else it refuses, so
-    # that a hole in the escaping of what strangers posted could still run and load nothing.
-    style_hash = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
-        page=page, classes=CLASSES, css=Markup(css), style_hash=style_hash
+    """The page as one HTML document that needs nothing else."""
+    return render_document(
+        "xmodal.report", "report.html", title=page.title, shows_pictures=True, page=page, classes=CLASSES
     )
 
 
