@@ -99,8 +99,8 @@ def main() -> None:
     work = (
         f"{setting.num_urls} URLs a round and case, {len(SIZES) * NUM_OF_EACH} JPEGs that differ, of "
         f"{mean_bytes / 1000:.0f} kB in the mean and 320x240 to 1600x1200 pixels, {NUM_PROCESSES} processes, "
-        f"img2dataset with {setting.threads} threads each unless said otherwise, time-out {setting.timeout} s, two tries "
-        "in the case faulty"
+        f"img2dataset with {setting.threads} threads each unless said otherwise, time-out {setting.timeout} s, "
+        "two tries in the case faulty"
     )
     packages = ("aiohttp", "numpy", "pillow", "xmodal")
     document = report_file.report("crawl", work, packages, results, ratios(results))
