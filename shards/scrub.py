@@ -5,7 +5,6 @@ At every moment, each sample that stays is in exactly one of the shards that `da
 leaves new generations that nobody names yet, or old ones that nobody names any more; the next run goes on from there.
 """
 
-import io
 import tarfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,10 @@ import pyarrow.compute as pc
 from shards.dataset import DescribeShard, name_newest, shard_names
 from shards.errors import UserError
 from shards.generations import generation_of, next_generation, older_generations
-from shards.index import build_index, index_name, key_and_extension, read_index
+from shards.index import build_index, index_name, read_index
 from shards.json_object import parse_json_object
 from shards.storage import Storage
+from shards.tar_samples import key_and_extension, open_tar
 from shards.tombstones import Tombstones, forgotten_rows
 from shards.writer import recover_failures, temporary_names, write_tar
 
@@ -67,7 +67,7 @@ def without_samples(tar: bytes, keys: Collection[str]) -> bytes:
     content = memoryview(tar)
     kept = []
     start = 0
-    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+    with open_tar(tar) as archive:
         for member in archive:
             if member.isfile() and key_and_extension(member.name)[0] in keys:
                 kept.append(content[start : member.offset])

@@ -186,20 +186,13 @@ class _TrainDataset(_BatchDataset):
                 return row, train_pixels(content, self.size, self.augment, generator)
             except (UndecodableImageError, DamagedSampleError) as error:
                 damaged.append(self.damage(row, error))
-                row = self._replacement(address, attempt)
+                row = self.orders(address.epoch).replacement(address.lane, address.position, attempt)
                 [content] = self.reader.read([row])
         raise UserError(
             f"{self.reader.key(address.row)}: this picture and {MAX_REPLACEMENT_TRIES - 1} others of its lane are "
             f"damaged; the last: {damaged[-1]}",
             "check the shards with `xmodal shards verify`: their content is not what was committed",
         )
-
-    def _replacement(self, address: _Address, attempt: int) -> int:
-        """Another row of the same lane: a function of the address, so the same on every rank and worker."""
-        order = self.orders(address.epoch)
-        generator = np.random.default_rng([self.seed, address.epoch, address.lane, address.position, attempt])
-        position = generator.integers(0, order.samples_per_lane, 1)
-        return int(order.rows(address.lane, position)[0])
 
 
 class _Addresses(Sampler[list[_Address]]):
