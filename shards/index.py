@@ -20,6 +20,8 @@ from shards.storage import CorruptObjectError, Storage
 from shards.tar_samples import DAMAGED_TAR, IMAGE_EXTENSIONS, Buffer, problems_of_sample, tar_samples
 
 INDEX_VERSION = "3"
+ID_FIELDS = ("post_id", "author")
+"""Of a sample's JSON, what posts and people are found by. These columns are text, and null where there is none."""
 _LOCATION_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -189,7 +191,7 @@ class IndexRows:
         """The index, as `read_index` gives it; `problems` as `index_problems` does."""
         table = pa.Table.from_pylist(self._locations, schema=_LOCATION_SCHEMA)
         for name in sorted({name for sample in self._fields for name in sample} - set(_LOCATION_SCHEMA.names)):
-            table = table.append_column(name, _to_column([sample.get(name) for sample in self._fields]))
+            table = table.append_column(name, _to_column(name, [sample.get(name) for sample in self._fields]))
         return table.replace_schema_metadata(
             {
                 "index_version": INDEX_VERSION,
@@ -217,8 +219,21 @@ def _parse_fields(json_member: Buffer | None) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _to_column(values: list[Any]) -> pa.Array:
-    """Values of one JSON field as a column; as JSON text where they have no common type that Parquet holds."""
+def id_text(value: Any) -> str | None:
+    """The text by which the value of `post_id` or `author` is known, whatever its type; None where there is none."""
+    if value is None:
+        return None
+    # Half a surrogate pair has no UTF-8.
+    return (json.dumps(value) if isinstance(value, dict | list) else str(value)).encode(errors="replace").decode()
+
+
+def _to_column(name: str, values: list[Any]) -> pa.Array:
+    """Values of one JSON field as a column; as JSON text where they have no common type that Parquet holds.
+
+    Ids are text one by one, so that an odd one among them hides no other from those who are to be forgotten.
+    """
+    if name in ID_FIELDS:
+        return pa.array([id_text(value) for value in values], type=pa.string())
     try:
         column = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError):

@@ -220,6 +220,11 @@ def forget(arguments: list[str]) -> None:
         ("authors to forget", f"{len(summary.all.authors)} ({len(summary.new.authors)} of them new)"),
         ("their samples", f"{summary.samples}, which later views leave out"),
     ]
+    if summary.unmatched_posts or summary.unmatched_authors:
+        unmatched = f"{summary.unmatched_posts} posts and {summary.unmatched_authors} authors of those that were given"
+        rows.append(("of no sample", f"{unmatched}; see that they are written as the dataset has them"))
+    if summary.unreadable:
+        rows.append(("not looked into", f"{len(summary.unreadable)} shards; the first is {summary.unreadable[0]}"))
     if summary.unknown_authors:
         rows.append(("author not known", f"{summary.unknown_authors} samples, which can be forgotten by post alone"))
     if summary.scrubbed is None:

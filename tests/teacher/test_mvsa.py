@@ -15,7 +15,7 @@ pytestmark = needs(*NAMES)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_trained_teacher_agrees_with_people_and_the_more_the_surer_it_is(precision):
+def test_a_trained_teacher_agrees_with_people_and_the_more_the_surer_it_is(precision, record_property):
     posts = [record.post for record in read_posts(str(POSTS)) if record.post]
     assert len(posts) == 4869
     teacher = load_teacher(TeacherConfig(kind="transformers", model=str(MODEL), precision=precision))
@@ -32,6 +32,6 @@ def test_a_trained_teacher_agrees_with_people_and_the_more_the_surer_it_is(preci
             if max(label_of[path]) > threshold
         ]
         accuracies.append(sum(right) / len(right))
-        print(f"{precision}: accuracy where confidence is above {threshold}: {accuracies[-1]:.3f} of {len(right)}")
+        record_property(f"accuracy where confidence is above {threshold}", f"{accuracies[-1]:.3f} of {len(right)}")
     assert accuracies[0] >= 0.65
     assert accuracies == sorted(set(accuracies))
