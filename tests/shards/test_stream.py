@@ -16,8 +16,9 @@ import torch
 from made_pictures import jpeg
 
 from shards.augment import AugmentConfig, eval_pixels
+from shards.batches import Batch, normalise
 from shards.errors import ConfigError, UserError
-from shards.stream import Batch, EvalStream, StreamConfig, TrainStream, normalise, padded_batches
+from shards.stream import EvalStream, StreamConfig, TrainStream, padded_batches
 from shards.view import View
 
 MakeView = Callable[..., View]
