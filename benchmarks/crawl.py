@@ -6,7 +6,8 @@ Four cases: `originals` (bytes kept, no checks, no hashes), `resized` (to 512 pi
 (ours decodes every picture to its end and stores sha256 and PDQ; img2dataset does what it does with originals), and
 `faulty` (originals, where 1 % of the URLs never answer and 5 % answer 503 the first time). Both have two processes, the
 same time-out and the same number of tries. `img2dataset, undecoded` is img2dataset with `disable_all_reencoding`, which
-looks at nothing of what it stores; in the cases above it decodes every picture.
+looks at nothing of what it stores; in the cases above it decodes every picture. `img2dataset, 256 threads`, in the case
+`faulty`, has its own default of threads instead of `--threads`: what never answers holds up a thread each.
 
 Rates are from the first shard's begin to the last one's end, without the start of Python, for which each has its own
 count. Seconds of the processor are those of all processes of a contender, less those of a run over a few pictures;
@@ -45,7 +46,9 @@ from peers_environment import FOLDER, environment_of_peers, versions_of_peers
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-OURS, PEER, UNDECODED = "xmodal", "img2dataset", "img2dataset, undecoded"
+OURS, PEER, UNDECODED, MANY_THREADS = "xmodal", "img2dataset", "img2dataset, undecoded", "img2dataset, 256 threads"
+MORE = {"originals": [UNDECODED], "faulty": [MANY_THREADS]}
+"""Of img2dataset, for a case."""
 PINS = {"img2dataset": "1.47.0"}
 CASES = ("originals", "resized", "checked", "faulty")
 SIZES = [(320, 240)] * 5 + [(600, 450)] * 10 + [(1024, 768)] * 4 + [(1600, 1200)]
@@ -96,7 +99,8 @@ def main() -> None:
     work = (
         f"{setting.num_urls} URLs a round and case, {len(SIZES) * NUM_OF_EACH} JPEGs that differ, of "
         f"{mean_bytes / 1000:.0f} kB in the mean and 320x240 to 1600x1200 pixels, {NUM_PROCESSES} processes, "
-        f"img2dataset with {setting.threads} threads each, time-out {setting.timeout} s, two tries in the case faulty"
+        f"img2dataset with {setting.threads} threads each unless said otherwise, time-out {setting.timeout} s, "
+        "two tries in the case faulty"
     )
     packages = ("aiohttp", "numpy", "pillow", "xmodal")
     document = report_file.report("crawl", work, packages, results, ratios(results))
@@ -148,7 +152,7 @@ def run_case(
     case: str, setting: Setting, contenders: list[str], rounds: int, results: dict[str, dict[str, list[float]]]
 ) -> None:
     """Add the figures of a case; the contenders take turns, and another one begins each round."""
-    names = [*contenders, UNDECODED] if case == "originals" and PEER in contenders else contenders
+    names = [*contenders, *(MORE.get(case, []) if PEER in contenders else [])]
     few = dataclasses.replace(setting, num_urls=NUM_FEW)
     cpu_of_start = {name: run_contender(name, case, few, "start").cpu_seconds for name in names}
     for number in range(rounds):
@@ -192,7 +196,7 @@ def run_contender(name: str, case: str, setting: Setting, label: str) -> Run:
         "case": case,
         "timeout": setting.timeout,
         "tries": 2 if case == "faulty" else 1,
-        "threads": setting.threads,
+        "threads": 256 if name == MANY_THREADS else setting.threads,
         "undecoded": name == UNDECODED,
     }
     python, script = (sys.executable, "crawl_ours.py") if name == OURS else (setting.peers, "crawl_peers.py")

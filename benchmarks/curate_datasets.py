@@ -109,6 +109,7 @@ def _index(
         "index_version": INDEX_VERSION,
         "tar_bytes": str(int(ends[-1]) + 10240),
         "tar_sha256": _hex(_hashes(np.array([start]), salt=3))[0].as_py(),
+        "problems": "[]",
     }
     return pa.table(columns).replace_schema_metadata(metadata), int(ends[-1]) + 10240
 

@@ -16,7 +16,8 @@ from loader_process import MEAN, SIDE, STD, Contender, Plan
 from PIL import Image
 
 from shards.augment import AugmentConfig
-from shards.stream import StreamConfig, TrainStream, normalise
+from shards.batches import normalise
+from shards.stream import StreamConfig, TrainStream
 from shards.view import open_view
 
 

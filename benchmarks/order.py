@@ -25,7 +25,7 @@ LANES_PER_RANK, SAMPLES_PER_LANE_AND_STEP = 1, 16
 PLACES = {"1": 0.01, "50": 0.5, "99": 0.99}
 """Percent of the epoch → share of its steps."""
 SEEKS = 20
-"""Steps that are sought at each place, all of them a few blocks apart, so that no seek profits from another's work."""
+"""Steps that are sought at each place, one after the other."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def one_round(seed: int) -> dict[str, float]:
     for percent, share in PLACES.items():
         first = min(int(num_steps * share), num_steps - 1)
         figures[f"seek_ms_at_{percent}_percent"] = statistics.median(
-            seek_ms(order, lanes, step) for step in range(first, max(0, first - SEEKS), -1)
+            seek_ms(order, lanes, step, num_steps) for step in range(first, max(0, first - SEEKS), -1)
         )
     figures["memory_mib"] = peak_mib() - before
     return figures
@@ -83,8 +83,16 @@ def shard_sizes(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 2 * NUM_SAMPLES // NUM_SHARDS, NUM_SHARDS)
 
 
-def seek_ms(order: EpochOrder, lanes: range, step: int) -> float:
-    """Milliseconds to the rows of a step of the rank, with nothing known from another step."""
+def seek_ms(order: EpochOrder, lanes: range, step: int, num_steps: int) -> float:
+    """Milliseconds to the rows of a step of the rank, as when a run resumes there: the step's block must be made."""
+    # Of each lane the block that was asked for last is kept: let that be another one, from the middle of the epoch's
+    # other half.
+    elsewhere = num_steps // 4 if step > num_steps // 2 else 3 * num_steps // 4
+    for lane in lanes:
+        ends = {order.blocks_ahead(lane, one * SAMPLES_PER_LANE_AND_STEP, 1)[1] for one in (step, elsewhere)}
+        if len(ends) < 2:
+            sys.exit(f"steps {step} and {elsewhere} lie in one block, so that seeking would cost nothing")
+    rows_of_step(order, lanes, elsewhere)
     start = time.perf_counter()
     rows_of_step(order, lanes, step)
     return 1000 * (time.perf_counter() - start)

@@ -63,6 +63,10 @@ class Lease:
         """Read `length` bytes from `offset`. Raises ShortObjectError if the shard ends before."""
         return pread(self._descriptor, offset, length, self._name)
 
+    def is_of(self, path: Path) -> bool:
+        """Whether it is for the file that is at `path` now."""
+        return _is_still(self._descriptor, path)
+
     def close(self) -> None:
         """Let the shard be evicted. A second call does nothing."""
         if self._descriptor >= 0:
@@ -150,6 +154,14 @@ class ShardCache:
             _unlock_and_close(descriptor)
             raise
         return Lease(descriptor, shard.url)
+
+    def drop(self, shard: RemoteShard, lease: Lease) -> None:
+        """End a lease on a file whose bytes are no longer the shard's, and remove it, so that it is fetched anew."""
+        path = self._path(shard, "tar")
+        with self._locked():
+            if lease.is_of(path):  # another process may have dropped it, and fetched it anew
+                path.unlink()
+        lease.close()
 
     def num_bytes(self) -> int:
         """What all files in the cache take, those being fetched at their full size."""

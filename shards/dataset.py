@@ -68,15 +68,17 @@ def finish(
     return summaries
 
 
-def name_newest(storage: Storage, describe_shard: DescribeShard) -> None:
+def name_newest(storage: Storage, describe_shard: DescribeShard, before_write: Callable[[], None]) -> None:
     """Let the summaries of a finished dataset speak of the newest generation of each shard; all else in them stays.
 
-    Until `dataset.json` is replaced, in one step, it speaks of the older ones, which must still be there.
+    Until `dataset.json` is replaced, in one step, it speaks of the older ones, which must still be there. What is to be
+    written is made of many indexes, and `before_write()` is called once it is there; it may raise.
     """
     document = read_dataset(storage)
     newest = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar"))
     shards = [_newest_entry(storage, shard, newest, describe_shard) for shard in document["shards"]]
     if shards != document["shards"]:
+        before_write()
         _write_summaries(storage, document | {"shards": sorted(shards, key=lambda shard: shard["name"])})
 
 

@@ -1,29 +1,27 @@
 """The index of a shard: where each member lies in the tar, and the JSON's fields as columns.
 
 It is derived from the tar alone, so a lost or stale one is rebuilt, and any WebDataset can be indexed. It is kept as
-Parquet beside the tar (`000123.tar` → `000123.parquet`), with the tar's size and sha256 in the file's metadata.
+Parquet beside the tar (`000123.tar` → `000123.parquet`), with the tar's size and sha256, and what is broken in its
+samples, in the file's metadata.
 """
 
 import hashlib
 import io
 import json
-import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
-from pathlib import PurePosixPath
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import UserError
-from shards.storage import Storage
+from shards.storage import CorruptObjectError, Storage
+from shards.tar_samples import DAMAGED_TAR, IMAGE_EXTENSIONS, Buffer, problems_of_sample, tar_samples
 
-Buffer = bytes | memoryview
-INDEX_VERSION = "2"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-"""Of a sample's members the first with one of these is its picture."""
+INDEX_VERSION = "3"
+ID_FIELDS = ("post_id", "author")
+"""Of a sample's JSON, what posts and people are found by. These columns are text, and null where there is none."""
 _LOCATION_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -61,7 +59,8 @@ def read_index(
     """The index of a committed tar, one row a sample in the tar's order; made where there is none, or a damaged one.
 
     One of another size of tar or another version is made anew too. What is committed never changes, so no more is
-    compared: that would mean to read the tar. One that had to be made is written beside the tar, if it is to be kept.
+    compared: that would mean to read the tar, as `renew_index` does. One that had to be made is written beside the tar,
+    if it is to be kept.
     Of `columns`, if given, those that the index has are read, and no others. Without `build` it must be there: whoever
     reads the index of each shard again and again does not want to read all tars for it.
 
@@ -70,7 +69,7 @@ def read_index(
     Raises UserError if the tar cannot be read, or has no index that may be made.
     """
     table, name = _stored_index(storage, tar_name, columns)
-    if table is None or not _is_of(index_metadata(table), storage.size(tar_name)):
+    if not _is_of(table, storage, tar_name):
         if not build:
             storage.size(tar_name)  # It is not there, or has no index: these are two mistakes.
             raise UserError(
@@ -82,6 +81,31 @@ def read_index(
         if columns is not None:
             table = table.select([column for column in columns if column in table.column_names])
     return table
+
+
+def current_index(storage: Storage, tar_name: str) -> pa.Table | None:
+    """The index that `read_index` gives, if it lies there and need not be made."""
+    table = stored_index(storage, tar_name)
+    return table if _is_of(table, storage, tar_name) else None
+
+
+def renew_index(storage: Storage, tar_name: str) -> pa.Table:
+    """As `read_index`, but the tar is read whole, and an index of other bytes than its own is replaced.
+
+    Tars are padded, so that another one is often of the same size.
+    """
+    table, name = _stored_index(storage, tar_name, None)
+    if not _is_of(table, storage, tar_name) or index_metadata(table).get("tar_sha256") != _sha256(storage, tar_name):
+        table = build_index(storage.read(tar_name), f"{storage.url}/{tar_name}")
+        storage.replace(name, _write_table(table))
+    return table
+
+
+def _sha256(storage: Storage, name: str) -> str:
+    sha256 = hashlib.sha256()
+    for chunk in storage.chunks(name):
+        sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def stored_index(storage: Storage, tar_name: str) -> pa.Table | None:
@@ -100,6 +124,8 @@ def _stored_index(storage: Storage, tar_name: str, columns: Sequence[str] | None
             table = _read_table(storage.read(name), columns)
         except FileNotFoundError:
             return None, name
+        except CorruptObjectError:
+            table = None
         is_ours = table is not None and "index_version" in index_metadata(table)
         if is_ours or table is None or last:
             break
@@ -108,24 +134,39 @@ def _stored_index(storage: Storage, tar_name: str, columns: Sequence[str] | None
 
 
 def index_metadata(table: pa.Table) -> dict[str, str]:
-    """The `tar_bytes`, `tar_sha256` and `index_version` of an index."""
+    """The `tar_bytes`, `tar_sha256`, `index_version` and `problems` of an index."""
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
-def _is_of(metadata: dict[str, str], tar_bytes: int) -> bool:
-    return metadata.get("tar_bytes") == str(tar_bytes) and metadata.get("index_version") == INDEX_VERSION
+def index_problems(table: pa.Table) -> list[tuple[str, str]]:
+    """What is broken in the tar's samples, but for pictures that do not decode: key and what, in the tar's order."""
+    return [(key, what) for key, what in json.loads(index_metadata(table)["problems"])]
+
+
+def _is_of(table: pa.Table | None, storage: Storage, tar_name: str) -> bool:
+    """Whether an index is of this version, and of a tar of the size of this one."""
+    if table is None:
+        return False
+    metadata = index_metadata(table)
+    is_of_version = metadata.get("index_version") == INDEX_VERSION
+    return is_of_version and metadata.get("tar_bytes") == str(storage.size(tar_name))
 
 
 def build_index(tar: bytes, url: str) -> pa.Table:
     """Index the bytes of a tar; `url` names it in errors. Raises DamagedTarError if it is no tar or is cut off."""
     rows = IndexRows()
+    problems: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    view = memoryview(tar)  # its slices are no copies
     try:
-        view = memoryview(tar)  # its slices are no copies
-        for key, members in _samples(tar):
-            rows.add(key, members, {ext: view[start : start + length] for ext, (start, length) in members.items()})
-    except (tarfile.TarError, EOFError) as error:
+        for key, members in tar_samples(tar):
+            places = {member.extension: (member.offset, member.length) for member in members}
+            rows.add(key, places, {ext: view[start : start + length] for ext, (start, length) in places.items()})
+            problems += [(key, what) for what in problems_of_sample(view, key, members, seen)]
+            seen.add(key)
+    except DAMAGED_TAR as error:
         raise DamagedTarError(url, f"not a whole tar file: {error}") from error
-    return rows.table(tar_bytes=len(tar), tar_sha256=hashlib.sha256(tar).hexdigest())
+    return rows.table(tar_bytes=len(tar), tar_sha256=hashlib.sha256(tar).hexdigest(), problems=problems)
 
 
 class IndexRows:
@@ -146,47 +187,19 @@ class IndexRows:
             self._locations.append(location | {"image_crc32": zlib.crc32(contents[image_ext])})
             self._fields.append(_parse_fields(contents.get("json")))
 
-    def table(self, *, tar_bytes: int, tar_sha256: str) -> pa.Table:
-        """The index, as `read_index` gives it."""
+    def table(self, *, tar_bytes: int, tar_sha256: str, problems: Sequence[tuple[str, str]] = ()) -> pa.Table:
+        """The index, as `read_index` gives it; `problems` as `index_problems` does."""
         table = pa.Table.from_pylist(self._locations, schema=_LOCATION_SCHEMA)
         for name in sorted({name for sample in self._fields for name in sample} - set(_LOCATION_SCHEMA.names)):
-            table = table.append_column(name, _to_column([sample.get(name) for sample in self._fields]))
+            table = table.append_column(name, _to_column(name, [sample.get(name) for sample in self._fields]))
         return table.replace_schema_metadata(
-            {"index_version": INDEX_VERSION, "tar_bytes": str(tar_bytes), "tar_sha256": tar_sha256}
+            {
+                "index_version": INDEX_VERSION,
+                "tar_bytes": str(tar_bytes),
+                "tar_sha256": tar_sha256,
+                "problems": json.dumps(problems),
+            }
         )
-
-
-def tar_members(tar: bytes) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and length of every file in the bytes of a tar. Raises TarError or EOFError if it is not whole."""
-    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
-        for member in archive:
-            if member.offset_data + member.size > len(tar):
-                raise EOFError(f"{member.name} claims {member.size} bytes, and the tar ends before")
-            if member.isfile():
-                yield member.name, member.offset_data, member.size
-        # tarfile stops without a word at a damaged header and where a file ends between two members.
-        if tar[archive.offset : archive.offset + tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
-            raise EOFError(f"no member and no end mark at byte {archive.offset}")
-
-
-def key_and_extension(name: str) -> tuple[str, str]:
-    """What WebDataset takes a member's name for: `a/b.seg.png` is the extension `seg.png` of the sample `a/b`."""
-    path = PurePosixPath(name)
-    stem, _, extension = path.name.partition(".")
-    return (str(path.with_name(stem)) if stem else name), extension.lower()
-
-
-def _samples(tar: bytes) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """Group a tar's members as WebDataset does: neighbours that agree up to the first dot of their last name.
-
-    Yields each sample's key and, by extension, the offset and length of its members.
-    """
-    by_key = groupby(
-        ((*key_and_extension(name), offset, length) for name, offset, length in tar_members(tar)),
-        key=lambda member: member[0],
-    )
-    for key, members in by_key:
-        yield key, {extension: (offset, length) for _, extension, offset, length in members}
 
 
 def _locate(key: str, members: Mapping[str, tuple[int, int]], image_ext: str) -> dict[str, Any]:
@@ -206,8 +219,21 @@ def _parse_fields(json_member: Buffer | None) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _to_column(values: list[Any]) -> pa.Array:
-    """Values of one JSON field as a column; as JSON text where they have no common type that Parquet holds."""
+def id_text(value: Any) -> str | None:
+    """The text by which the value of `post_id` or `author` is known, whatever its type; None where there is none."""
+    if value is None:
+        return None
+    # Half a surrogate pair has no UTF-8.
+    return (json.dumps(value) if isinstance(value, dict | list) else str(value)).encode(errors="replace").decode()
+
+
+def _to_column(name: str, values: list[Any]) -> pa.Array:
+    """Values of one JSON field as a column; as JSON text where they have no common type that Parquet holds.
+
+    Ids are text one by one, so that an odd one among them hides no other from those who are to be forgotten.
+    """
+    if name in ID_FIELDS:
+        return pa.array([id_text(value) for value in values], type=pa.string())
     try:
         column = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError):

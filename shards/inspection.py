@@ -16,7 +16,7 @@ from braceexpand import braceexpand
 
 from shards.dataset import read_dataset, shard_names
 from shards.errors import UserError
-from shards.index import DamagedTarError, index_metadata, read_index
+from shards.index import DamagedTarError, index_metadata, index_problems, read_index, renew_index
 from shards.storage import Storage, open_storage
 from shards.verify import Problem, ShardReport, verify_shard
 
@@ -38,29 +38,36 @@ class ShardSize:
     name: str
     samples: int
     bytes: int
+    problems: list[Problem]
+    """What is broken in its samples, but for pictures that do not decode."""
 
 
 def find_shards(url: str) -> Shards:
     """The tars at a URL, in the order of their names or of the pattern. Raises UserError if there are none."""
-    folder, _, pattern = url.rpartition("/")
-    if not pattern.endswith(".tar"):
+    if not url.endswith(".tar"):
         storage = open_storage(url)
         names = shard_names(storage)
-    else:
-        storage = open_storage(folder or ".")
-        try:
-            names = list(braceexpand(pattern))
-        except ValueError as error:
-            raise UserError(f"{url}: {error}", "write a pattern such as {000000..000099}.tar") from error
-    if not names:
-        raise UserError(f"{url}: no .tar lies there", "check the URL")
-    return Shards(storage=storage, names=names)
+        if not names:
+            raise UserError(f"{url}: no .tar lies there", "check the URL")
+        return Shards(storage=storage, names=names)
+    try:
+        places = [one.rpartition("/") for one in braceexpand(url)]
+    except ValueError as error:
+        raise UserError(f"{url}: {error}", "write a pattern such as {000000..000099}.tar") from error
+    folders = {folder for folder, _, _ in places}
+    if len(folders) > 1:
+        raise UserError(
+            f"{url}: means tars in {len(folders)} folders",
+            "give one folder at a time, and braces in the tars' names alone, such as {000000..000099}.tar",
+        )
+    return Shards(storage=open_storage(folders.pop() or "."), names=[name for _, _, name in places])
 
 
 def measure_shards(shards: Shards, num_workers: int, *, keep_indexes: bool) -> Iterator[ShardSize | Problem]:
-    """Say of each shard, in order, what its index says; one that is missing or stale is made, and kept if asked for.
+    """Say of each shard, in order, what its index says; one that is missing or stale is made.
 
-    Of a tar that is not there or cannot be read, say that.
+    Those that are to be kept are compared with their tars, which are read whole for it. Of a tar that is not there or
+    cannot be read, say that.
     """
     tasks = [(shards.storage, name) for name in shards.names]
     yield from _in_parallel(partial(_measure, keep_index=keep_indexes), tasks, num_workers)
@@ -83,23 +90,30 @@ def _known_sha256(storage: Storage) -> dict[str, str]:
 def _measure(task: tuple[Storage, str], keep_index: bool) -> ShardSize | Problem:
     storage, name = task
     try:
-        index = read_index(storage, name, keep=keep_index)
-    except FileNotFoundError:
-        return Problem(shard=name, key=None, what="no such shard")
+        index = renew_index(storage, name) if keep_index else read_index(storage, name, keep=False)
     except DamagedTarError as error:
         return Problem(shard=name, key=None, what=error.damage)
-    return ShardSize(name=name, samples=index.num_rows, bytes=int(index_metadata(index)["tar_bytes"]))
+    except OSError as error:
+        return Problem(shard=name, key=None, what=_unreadable(error))
+    return ShardSize(
+        name=name,
+        samples=index.num_rows,
+        bytes=int(index_metadata(index)["tar_bytes"]),
+        problems=[Problem(shard=name, key=key, what=what) for key, what in index_problems(index)],
+    )
 
 
 def _verify_one(task: tuple[Storage, str, str | None]) -> ShardReport:
     storage, name, sha256 = task
     try:
         return verify_shard(storage, name, sha256)
-    except FileNotFoundError:
-        what = "no such shard"
     except OSError as error:
-        what = f"cannot be read: {error}"
-    return ShardReport(name=name, bytes=0, samples=0, problems=[Problem(shard=name, key=None, what=what)])
+        problems = [Problem(shard=name, key=None, what=_unreadable(error))]
+    return ShardReport(name=name, bytes=0, samples=0, problems=problems)
+
+
+def _unreadable(error: OSError) -> str:
+    return "no such shard" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
 
 
 def _in_parallel(work: Callable[..., T], tasks: Sequence[object], num_workers: int) -> Iterator[T]:

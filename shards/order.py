@@ -16,7 +16,7 @@ ORDER_VERSION = 1
 """Another one orders the same rows differently: a run cannot go on in the middle of an epoch."""
 MAX_SEED = 2**32 - 1
 """Larger seeds would be cut into two, and be those of another epoch."""
-_SHARDS_STREAM, _BLOCK_STREAM, _SAMPLE_STREAM, _OFFSET_STREAM = range(4)
+_SHARDS_STREAM, _BLOCK_STREAM, _SAMPLE_STREAM, _OFFSET_STREAM, _REPLACEMENT_STREAM = range(5)
 
 
 def lane_bounds(num_samples: int, num_lanes: int, offset: int = 0) -> np.ndarray:
@@ -109,6 +109,11 @@ class EpochOrder:
             places = self._place_of(self.bounds[lane] + np.array([low, high - 1]))
             blocks.append(self._shards[places[0] : places[1] + 1].tolist())
         return blocks, edges[1]
+
+    def replacement(self, lane: int, position: int, attempt: int) -> int:
+        """A random row of the lane, to be taken for the one at `position` if that is damaged; another each attempt."""
+        [bits] = _bits(1, self.seed, self.epoch, _REPLACEMENT_STREAM, lane, position, attempt)
+        return int(self.rows(lane, np.array([int(bits) % self.samples_per_lane]))[0])
 
     def _place_of(self, positions: np.ndarray) -> np.ndarray:
         """At which place of the permutation of the shards the epoch's positions lie."""

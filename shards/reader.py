@@ -133,16 +133,26 @@ class SampleReader:
         self._pool = ThreadPoolExecutor(MAX_CONCURRENT_READS, "read") if is_remote else None
 
     def _read_cached(self, row: int) -> bytes | DamagedSampleError | None:
+        """A picture from the cache; None where it is not there, or the cache's disk cannot give it."""
         shard = self.shard_of(row)
         if not (self._fetcher and self._is_cached[shard]):
             return None
         try:
             lease = self._fetcher.lease(shard)
-            return lease.read_range(int(self._offsets[row]), int(self._lengths[row])) if lease else None
-        except ShortObjectError as error:
-            return DamagedSampleError(str(error))
-        except OSError:  # of the cache's disk: the storage still has it
+            if lease is None:
+                return None
+            content = lease.read_range(int(self._offsets[row]), int(self._lengths[row]))
+            if zlib.crc32(content) == self._crc32[row]:
+                return content
+        except ShortObjectError:
+            pass
+        except OSError:
             return None
+        stored = self._read_storage(row)
+        # Where the storage gives no better bytes, the view is of others, and a new copy would be no better either.
+        if isinstance(stored, bytes):
+            self._fetcher.drop(shard)
+        return stored
 
     def _read_storage(self, row: int) -> bytes | DamagedSampleError:
         shard = self._shards[self.shard_of(row)]
@@ -214,6 +224,15 @@ class _Fetcher:
                 if lease:
                     self._leases[shard] = lease
             return self._leases.get(shard)
+
+    def drop(self, shard: int) -> None:
+        """Let a shard's file in the cache, which has gone bad, be fetched anew."""
+        log.warning("%s: its copy of %s has gone bad, and is fetched anew", self._cache.folder, self._shards[shard].url)
+        with self._changed:
+            lease = self._leases.pop(shard, None)
+            if lease:
+                self._cache.drop(self._shards[shard], lease)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End the threads, each after the shard that it is fetching, and all leases."""

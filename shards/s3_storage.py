@@ -6,6 +6,7 @@ repeats requests that fail; a body that breaks off is read on from the byte that
 
 import datetime
 import hashlib
+import io
 import logging
 import os
 import random
@@ -13,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,10 +94,10 @@ class S3Storage:
 
     def read(self, name: str) -> bytes:
         """Read a whole object. Raises FileNotFoundError if there is none, CorruptObjectError if it is damaged."""
-        content = bytearray()
+        content = io.BytesIO()
         for chunk in self.chunks(name):
-            content += chunk
-        return bytes(content)
+            content.write(chunk)
+        return content.getvalue()  # no copy, as it would be of a bytearray
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Read a whole object piece by piece; its sha256 is compared at the end with the one it was written with.
@@ -157,7 +158,7 @@ class S3Storage:
 
     def new_temporary(self, name: str) -> Path:
         """A local path to write to, to be given to `commit` or `discard`."""
-        return Path(tempfile.gettempdir(), f"{TEMPORARY_PREFIX}{name}-{uuid.uuid4().hex}")
+        return Path(tempfile.gettempdir(), f"{self._temporary_prefix()}{name}-{uuid.uuid4().hex}")
 
     def commit(self, temporary: Path, name: str) -> bool:
         """Make a finished temporary file visible as `name`, durably and only once, by one conditional PUT.
@@ -182,7 +183,8 @@ class S3Storage:
     def discard_leftovers(self, min_age_seconds: float, committed: Collection[str] = ()) -> int:
         """Drop temporary objects that nobody wrote to for so long: those of writers that died. Returns how many.
 
-        Those for a name in `committed` go whatever their age: should their writer live, it has lost.
+        Those for a name in `committed` go whatever their age: should their writer live, it has lost. Of this user's
+        temporary files on this machine, those of this prefix go by their age.
         """
         now = datetime.datetime.now(datetime.UTC)
         leftovers = [
@@ -193,7 +195,21 @@ class S3Storage:
         ]
         for name in leftovers:
             self.delete(name)
-        return len(leftovers)
+        return len(leftovers) + self._discard_local_leftovers(min_age_seconds)
+
+    def _temporary_prefix(self) -> str:
+        """How the names of this prefix's files in the system's temporary folder begin: others use the folder too."""
+        return f"{TEMPORARY_PREFIX}xmodal-{hashlib.sha256(self.url.encode()).hexdigest()[:16]}-"
+
+    def _discard_local_leftovers(self, min_age_seconds: float) -> int:
+        num_dropped = 0
+        for leftover in Path(tempfile.gettempdir()).glob(f"{self._temporary_prefix()}*"):
+            with suppress(FileNotFoundError):  # its writer was faster
+                status = leftover.lstat()
+                if status.st_uid == os.getuid() and time.time() - status.st_mtime >= min_age_seconds:
+                    leftover.unlink()
+                    num_dropped += 1
+        return num_dropped
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name

@@ -250,6 +250,19 @@ class LocalStorage:
             os.close(folder)
 
 
+def check_can_be_made(url: str) -> None:
+    """Raise UserError where `open_storage(url, create=True)` would, as far as can be told without making a folder."""
+    if "://" in url and not url.startswith("file://"):
+        return
+    folder = Path(url.removeprefix("file://")).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{url}: cannot be a folder: {folder} is a file", "give another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{url}: {folder} may not be written to", "see to its permissions, or give another path")
+
+
 def open_storage(url: str | os.PathLike[str], *, create: bool = False) -> Storage:
     """The storage behind a local path or an `s3://` URL.
 

@@ -6,20 +6,19 @@ Both yield `Batch`es of uint8 pixels from a torch DataLoader. State is a few int
 
 import logging
 import traceback
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, dataloader
+from torch.utils.data import DataLoader, Sampler, dataloader
 
-from shards.augment import AugmentConfig, eval_pixels, train_pixels
+from shards.augment import AugmentConfig
+from shards.batches import Address, Batch, EvalDataset, TrainDataset
 from shards.cache import ShardCache, default_cache_folder
 from shards.checks import require_range
-from shards.decode import UndecodableImageError
 from shards.errors import UserError
 from shards.order import (
     MAX_SEED,
@@ -28,19 +27,13 @@ from shards.order import (
     EpochOrders,
     lanes_of_rank,
     num_batches_of_epoch,
-    sample_generator,
 )
-from shards.reader import DamagedSampleError, SampleReader
+from shards.reader import SampleReader
 from shards.view import View
 
 log = logging.getLogger(__name__)
 
-MAX_REPLACEMENT_TRIES = 20
 MIN_DAMAGED_OF_ERROR = 10
-_BLOCKS_AHEAD = 2
-"""Of each lane, the one that is read and the next: their shards are fetched and kept."""
-_SHARDS_AHEAD = 2
-"""The same in evaluation, which goes from shard to shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,138 +64,7 @@ class StreamConfig:
         require_range(self, "max_damaged_share", least=0, most=1)
 
 
-class Damage(NamedTuple):
-    """A sample that gives no picture, and why."""
-
-    shard: str
-    key: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.what}"
-
-
-class Batch(NamedTuple):
-    """Some samples. `pixels` uint8 `(n, 3, size, size)`; `targets` float32 `(n, classes)`; `rows` int64 `(n,)`, the
-    samples' rows in the split; `mask` bool `(n,)`, False for padding and for what is damaged; `damaged`, the samples
-    that were left out (evaluation) or replaced (training).
-    """
-
-    pixels: torch.Tensor
-    targets: torch.Tensor
-    rows: torch.Tensor
-    mask: torch.Tensor
-    damaged: list[Damage]
-
-
-class _Address(NamedTuple):
-    """Where the DataLoader's worker finds a sample: the row that is due, and whence a replacement may come."""
-
-    epoch: int
-    lane: int
-    position: int
-    row: int
-
-
-class _BatchDataset(Dataset, ABC):
-    """A whole batch at a time. A UserError is handed on as a value: a worker's exception would reach the training
-    process as a RuntimeError with two tracebacks in its text.
-    """
-
-    def __init__(self, reader: SampleReader) -> None:
-        self.reader = reader
-
-    def __getitems__(self, places: list[Any]) -> Batch | UserError:
-        try:
-            return self.batch(places)
-        except UserError as error:
-            return error
-
-    @abstractmethod
-    def batch(self, places: list[Any]) -> Batch:
-        """The batch of what the batch sampler lists."""
-
-    def damage(self, row: int, error: Exception) -> Damage:
-        """What is to be told of a row that gives no picture."""
-        what = f"cannot be decoded: {error}" if isinstance(error, UndecodableImageError) else str(error)
-        return Damage(self.reader.shard_name(row), self.reader.key(row), what)
-
-
-class _TrainDataset(_BatchDataset):
-    def __init__(
-        self, reader: SampleReader, size: int, augment: AugmentConfig, orders: EpochOrders, seed: int, lanes: range
-    ) -> None:
-        super().__init__(reader)
-        self.size, self.augment, self.orders, self.seed, self.lanes = size, augment, orders, seed, lanes
-        self._expected_until = (-1, 0)
-
-    def batch(self, places: list[_Address]) -> Batch:
-        if self.reader.uses_cache:
-            self._expect(places[0].epoch, places[0].position)
-        pixels = np.empty((len(places), 3, self.size, self.size), dtype=np.uint8)
-        rows = np.empty(len(places), dtype=np.int64)
-        damaged: list[Damage] = []
-        contents = self.reader.read([address.row for address in places])
-        for number, (address, content) in enumerate(zip(places, contents, strict=True)):
-            rows[number], pixels[number] = self._decode_or_replace(address, content, damaged)
-        return Batch(
-            torch.from_numpy(pixels),
-            torch.from_numpy(self.reader.targets[rows]),
-            torch.from_numpy(rows),
-            torch.ones(len(places), dtype=torch.bool),
-            damaged,
-        )
-
-    def expect_anew(self) -> None:
-        """Say again which shards are needed: what was said before was to threads that have ended, or of other steps."""
-        self._expected_until = (-1, 0)
-
-    def _expect(self, epoch: int, position: int) -> None:
-        """Let the shards be fetched that the rank's lanes are in, then those of the blocks that follow."""
-        if (epoch, position) < self._expected_until and epoch == self._expected_until[0]:
-            return
-        now: list[int] = []
-        later: list[int] = []
-        ends = []
-        for lane in self.lanes:
-            blocks, end = self.orders(epoch).blocks_ahead(lane, position, _BLOCKS_AHEAD)
-            if len(blocks) < _BLOCKS_AHEAD:
-                blocks += self.orders(epoch + 1).blocks_ahead(lane, 0, 1)[0]
-            now += blocks[0]
-            later += [shard for block in blocks[1:] for shard in block]
-            ends.append(end)
-        self._expected_until = (epoch, min(ends))
-        self.reader.expect(dict.fromkeys(now + later))
-
-    def _decode_or_replace(
-        self, address: _Address, content: bytes | DamagedSampleError, damaged: list[Damage]
-    ) -> tuple[int, np.ndarray]:
-        row = address.row
-        for attempt in range(MAX_REPLACEMENT_TRIES):
-            try:
-                if isinstance(content, DamagedSampleError):
-                    raise content
-                generator = sample_generator(self.seed, address.epoch, row)
-                return row, train_pixels(content, self.size, self.augment, generator)
-            except (UndecodableImageError, DamagedSampleError) as error:
-                damaged.append(self.damage(row, error))
-                row = self._replacement(address, attempt)
-                [content] = self.reader.read([row])
-        raise UserError(
-            f"{self.reader.key(address.row)}: this picture and {MAX_REPLACEMENT_TRIES - 1} others of its lane are "
-            f"damaged; the last: {damaged[-1]}",
-            "check the shards with `xmodal shards verify`: their content is not what was committed",
-        )
-
-    def _replacement(self, address: _Address, attempt: int) -> int:
-        """Another row of the same lane: a function of the address, so the same on every rank and worker."""
-        order = self.orders(address.epoch)
-        generator = np.random.default_rng([self.seed, address.epoch, address.lane, address.position, attempt])
-        position = generator.integers(0, order.samples_per_lane, 1)
-        return int(order.rows(address.lane, position)[0])
-
-
-class _Addresses(Sampler[list[_Address]]):
+class _Addresses(Sampler[list[Address]]):
     """The addresses of each micro-batch from a step on, epoch after epoch, lane after lane within a step.
 
     Lazily: what lies before the first step costs nothing, and memory does not grow with the epoch.
@@ -215,18 +77,18 @@ class _Addresses(Sampler[list[_Address]]):
         self._count, self._micro_batch_size = stream.samples_per_lane_and_step, stream.micro_batch_size
         self._epoch, self._step, self._steps_per_epoch = stream.epoch, stream.step, stream.steps_per_epoch
 
-    def __iter__(self) -> Iterator[list[_Address]]:
+    def __iter__(self) -> Iterator[list[Address]]:
         epoch, first_step = self._epoch, self._step
         while True:
             for step in range(first_step, self._steps_per_epoch):
                 yield from self._micro_batches(epoch, step)
             epoch, first_step = epoch + 1, 0
 
-    def _micro_batches(self, epoch: int, step: int) -> Iterator[list[_Address]]:
+    def _micro_batches(self, epoch: int, step: int) -> Iterator[list[Address]]:
         order = self._orders(epoch)
         positions = np.arange(step * self._count, (step + 1) * self._count)
         local = [
-            _Address(epoch, lane, position, row)
+            Address(epoch, lane, position, row)
             for lane in self._lanes
             for position, row in zip(positions.tolist(), order.rows(lane, positions).tolist(), strict=True)
         ]
@@ -304,7 +166,7 @@ class TrainStream:
         self._orders = EpochOrders(part.shard_sizes, config.seed, config.num_lanes, config.shards_per_block)
         self._damage = _DamageCount(config.max_damaged_share, "replaced by another sample of its lane")
         reader = SampleReader(view, part, _open_cache(view, config))
-        self._dataset = _TrainDataset(reader, size, augment, self._orders, config.seed, self.lanes)
+        self._dataset = TrainDataset(reader, size, augment, self._orders, config.seed, self.lanes)
         self._source: Iterator[Batch] | None = None
         self._source_stands_at = (0, 0)
 
@@ -379,36 +241,6 @@ class TrainStream:
         return batch
 
 
-class _EvalDataset(_BatchDataset):
-    def __init__(self, reader: SampleReader, size: int, crop_share: float) -> None:
-        super().__init__(reader)
-        self.size, self.crop_share = size, crop_share
-
-    def batch(self, places: list[int]) -> Batch:
-        pixels = np.zeros((len(places), 3, self.size, self.size), dtype=np.uint8)
-        mask = np.array(places) >= 0
-        damaged: list[Damage] = []
-        rows = [row for row in places if row >= 0]  # padding stands at the end
-        if rows and self.reader.uses_cache:
-            last = min(self.reader.shard_of(rows[-1]) + _SHARDS_AHEAD, self.reader.num_shards)
-            self.reader.expect(range(self.reader.shard_of(rows[0]), last))
-        for number, content in enumerate(self.reader.read(rows)):
-            try:
-                if isinstance(content, DamagedSampleError):
-                    raise content
-                pixels[number] = eval_pixels(content, self.size, self.crop_share)
-            except (UndecodableImageError, DamagedSampleError) as error:
-                damaged.append(self.damage(rows[number], error))
-                mask[number] = False
-        return Batch(
-            torch.from_numpy(pixels),
-            torch.from_numpy(self.reader.targets[places]),
-            torch.tensor(places),
-            torch.from_numpy(mask),
-            damaged,
-        )
-
-
 class EvalStream:
     """One rank's part of one pass over a split: every sample counts exactly once over all ranks.
 
@@ -431,7 +263,7 @@ class EvalStream:
         part = view.split(split)
         self.config = config
         self.num_samples = part.rows.num_rows
-        self._dataset = _EvalDataset(SampleReader(view, part, _open_cache(view, config)), size, crop_share)
+        self._dataset = EvalDataset(SampleReader(view, part, _open_cache(view, config)), size, crop_share)
         self._batches = padded_batches(self.num_samples, batch_size, rank, world_size)
 
     def __len__(self) -> int:
@@ -461,14 +293,6 @@ def padded_batches(num_samples: int, batch_size: int, rank: int, world_size: int
     rows_per_rank = num_batches * batch_size
     rows = [row if row < num_samples else -1 for row in range(rank * rows_per_rank, (rank + 1) * rows_per_rank)]
     return [rows[start : start + batch_size] for start in range(0, rows_per_rank, batch_size)]
-
-
-def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """uint8 `(batch, 3, height, width)` → float32 `(pixel / 255 - mean) / std`, on the device where they are."""
-    # In place after one conversion: a product of bytes and floats would take twice the time of both.
-    inverse = 1 / torch.tensor(std, device=pixels.device).view(1, -1, 1, 1)
-    offset = torch.tensor(mean, device=pixels.device).view(1, -1, 1, 1) * inverse
-    return pixels.float().mul_(inverse / 255).sub_(offset)
 
 
 def _open_cache(view: View, config: StreamConfig) -> ShardCache | None:

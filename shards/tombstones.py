@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
@@ -101,6 +102,5 @@ def forgotten_rows(index: pa.Table, tombstones: Tombstones) -> np.ndarray:
     rows = np.zeros(index.num_rows, dtype=bool)
     for column, names in (("post_id", tombstones.post_ids), ("author", tombstones.authors)):
         if names and column in index.column_names:
-            values = index[column].to_pylist()  # numbers in a tar made elsewhere
-            rows |= np.fromiter((value is not None and str(value) in names for value in values), bool, len(values))
+            rows |= pc.is_in(index[column], value_set=pa.array(list(names), type=pa.string())).to_numpy()
     return rows

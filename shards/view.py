@@ -323,8 +323,10 @@ def _places(table: pa.Table) -> list[tuple[int, str]]:
 
 
 def _relative(dataset: str, view_url: str) -> str:
-    # Relative, so that a folder that holds both can be moved or copied.
-    return dataset if "://" in dataset else os.path.relpath(dataset, view_url)
+    if "://" in dataset:
+        return dataset
+    # Relative, so that a folder that holds both can be moved or copied; from elsewhere no path leads to it.
+    return os.path.abspath(dataset) if "://" in view_url else os.path.relpath(dataset, view_url)
 
 
 def _absolute(dataset: str, view_url: str) -> str:

@@ -15,8 +15,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from shards.index import IMAGE_EXTENSIONS, IndexRows, index_metadata, write_index
+from shards.index import IndexRows, index_metadata, write_index
 from shards.storage import TEMPORARY_PREFIX, Storage, told_to_user
+from shards.tar_samples import IMAGE_EXTENSIONS
 
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9_%-]{1,230}")
 
@@ -30,7 +31,7 @@ class Sample:
     image: bytes
     """The encoded picture."""
     image_extension: str
-    """One of `index.IMAGE_EXTENSIONS`; says how `image` is encoded."""
+    """One of `tar_samples.IMAGE_EXTENSIONS`; says how `image` is encoded."""
     fields: Mapping[str, Any]
     """What goes into `<key>.json`."""
     text: str | None = None

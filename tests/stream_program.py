@@ -19,8 +19,9 @@ from typing import Any
 import torch.distributed as dist
 
 from shards.augment import AugmentConfig
+from shards.batches import Batch
 from shards.storage import LocalStorage
-from shards.stream import Batch, StreamConfig, TrainStream
+from shards.stream import StreamConfig, TrainStream
 from shards.view import View, open_view
 
 CONFIG = StreamConfig(num_lanes=8, shards_per_block=2, seed=5)

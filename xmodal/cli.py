@@ -220,6 +220,11 @@ def forget(arguments: list[str]) -> None:
         ("authors to forget", f"{len(summary.all.authors)} ({len(summary.new.authors)} of them new)"),
         ("their samples", f"{summary.samples}, which later views leave out"),
     ]
+    if summary.unmatched_posts or summary.unmatched_authors:
+        unmatched = f"{summary.unmatched_posts} posts and {summary.unmatched_authors} authors of those that were given"
+        rows.append(("of no sample", f"{unmatched}; see that they are written as the dataset has them"))
+    if summary.unreadable:
+        rows.append(("not looked into", f"{len(summary.unreadable)} shards; the first is {summary.unreadable[0]}"))
     if summary.unknown_authors:
         rows.append(("author not known", f"{summary.unknown_authors} samples, which can be forgotten by post alone"))
     if summary.scrubbed is None:
@@ -296,25 +301,31 @@ def shards(arguments: list[str]) -> int:
             num_broken += bool(report.problems)
         print(f"{len(found.names)} shards, {num_broken} with problems")
         return 1 if num_broken else 0
-    samples = size = num_broken = 0
+    samples = size = num_broken = num_problems = 0
     for shard in measure_shards(found, num_workers, keep_indexes=action == "index"):
         if isinstance(shard, Problem):
             print(shard, flush=True)
             num_broken += 1
             continue
         print(f"{shard.name}  {shard.samples:>8} samples  {shard.bytes:>13} bytes", flush=True)
+        for problem in shard.problems:
+            print(f"  {problem}")
         samples, size = samples + shard.samples, size + shard.bytes
+        num_problems += len(shard.problems)
     broken = f", {num_broken} cannot be read" if num_broken else ""
-    print(f"{len(found.names)} shards, {samples} samples, {size} bytes{broken}")
+    problems = f", {num_problems} problems in samples" if num_problems else ""
+    print(f"{len(found.names)} shards, {samples} samples, {size} bytes{broken}{problems}")
     return 1 if num_broken else 0
 
 
 _SHARDS_USAGE = """\
 usage: xmodal shards ls|verify|index URL [--num_workers N]
 
-  ls      samples and bytes of each shard
+  ls      samples and bytes of each shard, and what is broken in samples (pictures are not decoded)
   verify  read every member once and say what is broken; exit code 1 if anything is
-  index   write the indexes that are missing, so that the shards can be streamed; exit code 1 if any cannot be
+  index   the same, and write the indexes that are missing or another tar's, so that the shards can be streamed
+
+ls and index: exit code 1 if any shard cannot be read.
 
 URL is a folder, an s3:// prefix, or a pattern of tars: 's3://bucket/data/{000000..000099}.tar'.
 --num_workers N: so many shards at a time; by default one a core."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import made_pictures
 import pytest
+from made_tars import make_tar
 
 import xmodal as package
 from shards.storage import LocalStorage
@@ -144,6 +145,17 @@ def test_shards_are_listed_verified_and_indexed_from_the_command_line(tmp_path):
     assert xmodal("shards", "verify", f"{tmp_path}/{{1..2}}.tar").returncode == 0
     assert xmodal("shards", "index", str(tmp_path)).returncode == 0
     assert len(list(tmp_path.glob("*.parquet"))) == 3
+
+
+def test_what_is_broken_in_samples_is_told_with_shard_and_key_where_they_are_indexed(tmp_path):
+    (tmp_path / "0.tar").write_bytes(make_tar(("a.jpg", made_pictures.jpeg()), ("a.json", b"{"), ("b.txt", b"")))
+    for _ in range(2):
+        done = xmodal("shards", "index", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        _, first, second, last = done.stdout.splitlines()
+        assert first.startswith("  0.tar: a: .json is not JSON: ")
+        assert second == "  0.tar: b: has no picture, only .txt"
+        assert last.endswith(", 2 problems in samples")
 
 
 def test_a_shard_that_cannot_be_indexed_is_told_and_the_others_are_indexed(tmp_path):

@@ -1,5 +1,6 @@
 """A real Ray with two workers; its tasks find what one machine finds."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,7 @@ def write_dataset(folder: Path) -> None:
     for shard in range(4):
         samples = []
         for number in range(50 * shard, 50 * shard + 50):
-            pdq = flipped(random_hash(f"picture {number // 2 if number % 10 < 2 else number}"), number % 2)
+            pdq = flipped(random_hash(f"picture {number - 1 if number % 10 == 1 else number}"), number % 2)
             sizes = {"width": 100, "height": 100 + number}
             fields = {"soft_label": [0.2, 0.1, 0.7], "sha256": random_hash(str(number)), "pdq": pdq, **sizes}
             fields["post_id"] = f"p{number}"
@@ -92,7 +93,12 @@ def test_curate_on_a_cluster_makes_the_view_of_one_machine(head, tmp_path):
     assert [task.name for task in list_tasks(address=head.dashboard)] == ["near_duplicate_links"]
     assert "near duplicates" in there.stdout
     assert " 180 " in there.stdout
-    assert label_command.hashes(tmp_path / "there") == label_command.hashes(tmp_path / "alone")
+    tables = [label_command.hashes(tmp_path / view, "*.parquet") for view in ("there", "alone")]
+    assert tables[0] == tables[1]
+    documents = [json.loads((tmp_path / view / "view.json").read_text()) for view in ("there", "alone")]
+    for document, view in zip(documents, ("there", "alone"), strict=True):
+        assert document["recipe"].pop("view") == str(tmp_path / view)
+    assert documents[0] == documents[1]
 
 
 def test_a_cluster_that_does_not_answer_is_told_before_anything_is_read(tmp_path, ray_folder):

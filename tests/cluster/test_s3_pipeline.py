@@ -9,8 +9,10 @@ import label_command
 import launchers
 import pytest
 import s3_servers
+from curation_pictures import POSITIVE, photo_bytes, post_samples, write_dataset
 
 from shards.storage import open_storage
+from shards.view import open_view
 from xmodal.demo.server import serve_folder
 
 NUM_POSTS = 96
@@ -74,3 +76,14 @@ def test_a_dataset_and_a_view_on_s3_are_those_of_a_folder_and_train_a_student(
         losses.append(launchers.losses(output))
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+
+
+def test_a_view_on_s3_of_a_dataset_in_a_folder_leads_to_it_from_everywhere(variables, tmp_path, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    dataset = write_dataset(tmp_path / "dataset", [post_samples("p1", POSITIVE, photo_bytes(1))])
+    view = f"s3://{s3_servers.BUCKET}/of-a-folder/view"
+    run("curate", [f"--datasets=[{dataset}]", f"--view={view}", "--split={train: 1, val: 0, test: 0}"], variables)
+    (tmp_path / "some" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "some" / "folder")
+    assert [storage.url for storage in open_view(view).datasets] == [dataset]

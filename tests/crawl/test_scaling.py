@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal.crawl.scaling import LARGEST_LINEAR_FACTOR, scaled_down
+from xmodal.crawl.scaling import LARGEST_BLURRED_FACTOR, LARGEST_LINEAR_FACTOR, scaled_down
 
 
 def error(image: Image.Image, wanted: Image.Image) -> float:
@@ -33,6 +33,36 @@ def test_the_bytes_are_those_of_every_processor():
     size = (120, 96)
     assert 150 / size[0] < LARGEST_LINEAR_FACTOR
     assert np.array_equal(np.asarray(scaled_down(image, size)), linear(np.asarray(image), size))
+
+
+def test_so_are_those_of_what_shrinks_by_more():
+    # First weights of 8 bits for a pixel and its neighbours, in each direction.
+    image = made.textured(150, 120)
+    size = (90, 72)
+    assert LARGEST_LINEAR_FACTOR < 150 / size[0] < LARGEST_BLURRED_FACTOR
+    assert np.array_equal(np.asarray(scaled_down(image, size)), linear(blurred(np.asarray(image)), size))
+
+
+@pytest.mark.parametrize("factor", [1.25, 1.6])
+def test_a_picture_whose_memory_is_in_pieces_is_scaled_the_same(factor):
+    # Pillow's own memory of a picture is in pieces of 16 MiB. The upper part of this one is `small`.
+    small = made.textured(1600, 800)
+    large = Image.new("RGB", (1600, 4000))
+    large.paste(small)
+    with pytest.raises(ValueError, match="not contiguous"):
+        large.__arrow_c_array__()
+    width, height = round(1600 / factor), round(800 / factor)
+    upper = scaled_down(large, (width, 5 * height)).crop((0, 0, width, height - 2))
+    assert np.array_equal(np.asarray(upper), np.asarray(scaled_down(small, (width, height)))[: height - 2])
+
+
+def blurred(pixels: np.ndarray) -> np.ndarray:
+    beside = np.exp(-1 / (2 * 0.5**2))
+    side = round(256 * beside / (1 + 2 * beside))
+    padded = np.pad(pixels.astype(np.int64), ((1, 1), (1, 1), (0, 0)), mode="reflect")
+    rows = side * (padded[:, :-2] + padded[:, 2:]) + (256 - 2 * side) * padded[:, 1:-1]
+    total = side * (rows[:-2] + rows[2:]) + (256 - 2 * side) * rows[1:-1]
+    return ((total + (1 << 15)) >> 16).astype(np.uint8)
 
 
 def linear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,28 +12,60 @@ from made_pictures import jpeg
 
 from shards.dataset import finish, read_dataset
 from shards.index import build_index
-from shards.storage import Storage
+from shards.storage import TEMPORARY_PREFIX, LocalStorage, Storage
 from shards.writer import Sample, write_shard
 
 SAMPLES_PER_SHARD = 5
+RETRY_EVERY = 4
+"""One unit of so many has a round of retries, which brought two more posts, `FIRST_RETRIED` and so on."""
+FIRST_RETRIED = 1000
 AUTHORS = ("ada", "bob", "cyd", "dan", "eve", "fay", "gil")
 
 
 def write_dataset(storage: Storage, num_shards: int) -> None:
-    """A picture a post, and in each shard a failure of another post; the posts are the authors' in turn."""
+    """A picture a post, and in each shard a failure of another post; the posts are the authors' in turn.
+
+    Dead writers have left temporary files, all of posts of `eve`'s: of shards that are there, and of one that is not.
+    """
     for number in range(num_shards):
-        samples = [_sample(number * SAMPLES_PER_SHARD + place) for place in range(SAMPLES_PER_SHARD)]
+        samples = [made_sample(number * SAMPLES_PER_SHARD + place) for place in range(SAMPLES_PER_SHARD)]
         lost = {
             "post_id": f"lost{number}",
             "author": AUTHORS[number % len(AUTHORS)],
             "url": f"https://x.org/lost{number}",
         }
         write_shard(storage, f"{number:06d}", samples, [lost])
+        if number % RETRY_EVERY == 0:
+            first = FIRST_RETRIED + number
+            write_shard(storage, f"{number:06d}-retry1", [made_sample(first), made_sample(first + 1)], [lost])
     storage.replace("recipe.json", b"{}")
     finish(storage, describe_shard=lambda _: {"label_histogram": {}}, describe_dataset=lambda _: {"recipe": "made"})
 
+    _leave_temporary_files(storage, num_shards)
 
-def _sample(number: int) -> Sample:
+
+def _leave_temporary_files(storage: Storage, num_shards: int) -> None:
+    for name in ("000001.failures", "000004-retry1.failures", "000000-scrubbed1.failures"):
+        storage.replace(f"{TEMPORARY_PREFIX}{name}-abc", b'{"post_id":"lost4","author":"eve"}\n')
+    if isinstance(storage, LocalStorage):  # S3's temporary tars never lie in the bucket
+        for name in ("000000.tar", "000003.parquet", "dataset.json", f"{num_shards:06d}.tar"):
+            temporary = storage.new_temporary(name)
+            temporary.write_bytes(made_sample(4).image)
+            is_old = name in ("dataset.json", f"{num_shards:06d}.tar")
+            os.utime(temporary, times=(time.time() - 61 * is_old,) * 2)
+
+
+def let_a_minute_pass(storage: Storage) -> None:
+    """For what a killed run has left: its marker, and its temporary files."""
+    for name in storage.names(".json"):
+        if name.startswith("scrub-"):
+            storage.replace(name, json.dumps({"updated": time.time() - 61}).encode())
+    if isinstance(storage, LocalStorage):
+        for temporary in storage.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            os.utime(temporary, times=(time.time() - 61,) * 2)
+
+
+def made_sample(number: int) -> Sample:
     return Sample(
         key=f"post{number}-0",
         image=jpeg(24, 20, seed=number),
@@ -80,6 +114,11 @@ def write_forgotten(folder: Path, posts: list[int], author: str) -> list[str]:
     return ["--posts", str(folder / "posts.jsonl"), "--authors", str(folder / "authors.txt")]
 
 
+def number_of(key: str) -> int:
+    """Of a sample's post."""
+    return int(key.removeprefix("post").removesuffix("-0"))
+
+
 def is_forgotten(key: str, posts: list[int], author: str) -> bool:
-    number = int(key.removeprefix("post").removesuffix("-0"))
+    number = number_of(key)
     return number in posts or AUTHORS[number % len(AUTHORS)] == author

@@ -131,7 +131,7 @@ def test_the_funnel_the_recipe_and_what_was_read_are_in_view_json(folder, tmp_pa
     assert list(document["inputs"]) == [str(folder / "one"), str(folder / "two")]
     assert all(len(sha256) == 64 for sha256 in document["inputs"].values())
     assert set(document["versions"]) == {"xmodal", "python", "numba", "numpy", "pyarrow"}
-    assert "num_workers" not in document["recipe"]
+    assert not {"num_workers", "ray_address"} & set(document["recipe"])
     by_class = document["counts"]["splits_by_class"]
     assert {name: sum(counts.values()) for name, counts in by_class.items()} == summary.splits
 
@@ -295,6 +295,55 @@ def test_fields_that_curation_does_not_read_may_have_any_type(tmp_path):
     datasets = [write_dataset(tmp_path / name, [shard]) for name, shard in (("one", texts), ("two", numbers))]
     summary = curate(CurateConfig(datasets=datasets, view=str(tmp_path / "view")))
     assert sum(summary.splits.values()) == 2
+
+
+def test_a_benchmarks_pictures_are_told_in_view_json(folder, tmp_path):
+    pictures = {"broken.jpg": GARBAGE, "x.png": encode(photo(5), "PNG"), "y.jpg": photo_bytes(99)}
+    benchmark = write_benchmark(tmp_path / "bench", pictures)
+    curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
+    told = json.loads((tmp_path / "view" / "view.json").read_text())["benchmarks"][benchmark]
+    assert (told["pictures"], told["undecodable"]) == (2, 1)
+    (tmp_path / "bench" / "images" / "y.jpg").write_bytes(photo_bytes(98))
+    curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
+    changed = json.loads((tmp_path / "view" / "view.json").read_text())["benchmarks"][benchmark]
+    assert changed["sha256"] != told["sha256"]
+
+
+def test_leaks_are_dropped_before_the_classes_are_balanced(tmp_path):
+    posts = []
+    for number in range(8):
+        label = (POSITIVE, NEGATIVE)[number % 2]
+        posts += post_samples(f"p{number}", label, photo_bytes(number // 4, quality=95 - number))
+        posts += post_samples(f"q{number}", label, photo_bytes(100 + number))
+    dataset = write_dataset(tmp_path / "posts", [posts])
+    for seed in range(4):
+        config = CurateConfig(
+            datasets=[dataset], view=str(tmp_path / "view"), near_duplicates=False, balance="undersample", seed=seed
+        )
+        summary = curate(config)
+        assert [step.step for step in summary.funnel][-2:] == ["split leaks", "balance"]
+        left = summary.funnel[-1].by_class
+        assert left["positive"] == left["negative"] > 0
+
+
+def test_balancing_without_one_of_the_classes_is_warned_of(folder, tmp_path, caplog):
+    strict = ConfidenceConfig(negative=0.5, neutral=0.9, positive=0.5)
+    summary = curate(config_of(folder, tmp_path / "view", confidence=strict, balance="undersample"))
+    assert summary.funnel[-1].by_class == {"negative": 2, "neutral": 0, "positive": 2}
+    assert "no sample left that is neutral" in caplog.text
+
+
+def test_a_view_that_cannot_be_written_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    config = CurateConfig(datasets=[f"{tmp_path}/none"], view=str(tmp_path / "file" / "view"))
+    with pytest.raises(UserError, match=f"{tmp_path}/file is a file"):
+        curate(config)
+
+
+def test_a_ray_cluster_is_not_asked_for_where_nothing_is_searched(folder, tmp_path):
+    settings = {"near_duplicates": False, "split": SplitConfig(train=1, val=0, test=0)}
+    config = config_of(folder, tmp_path / "view", **settings, ray_address="127.0.0.1:9")
+    assert curate(config).splits["train"] == 6
 
 
 def test_a_missing_dataset_is_named(tmp_path):
@@ -491,6 +540,36 @@ def test_a_webdataset_needs_no_field_that_no_step_asks_for(tmp_path):
             curate(CurateConfig(**bare | settings))
 
 
+def test_a_folder_of_tars_made_elsewhere_is_told_how_to_name_them(tmp_path):
+    foreign_shards(tmp_path / "foreign", with_hashes=True)
+    with pytest.raises(UserError, match=r"foreign: no dataset\.json") as caught:
+        curate(CurateConfig(datasets=[str(tmp_path / "foreign")], view=str(tmp_path / "view")))
+    assert f"{tmp_path}/foreign/{{00000..00099}}.tar" in caught.value.remedy
+
+
+def test_a_tar_without_pictures_among_others_holds_no_sample_and_is_no_error(tmp_path):
+    foreign_shards(tmp_path / "foreign", with_hashes=True)
+    write_shard(LocalStorage(tmp_path / "foreign"), "00002", [])
+    pattern = f"{tmp_path}/foreign/{{00000..00002}}.tar"
+    summary = curate(CurateConfig(datasets=[pattern], view=str(tmp_path / "view"), near_duplicates=False))
+    assert summary.funnel[0].samples == 4
+    assert open_view(str(tmp_path / "view")).shards["shard"].to_pylist() == ["00000.tar", "00001.tar"]
+
+
+def test_a_dataset_that_forgot_somebody_goes_with_one_that_knows_no_posts(folder, tmp_path):
+    one = write_dataset(tmp_path / "one", first_posts())
+    foreign = foreign_shards(tmp_path / "foreign", with_hashes=False)
+    bare = {"exact_duplicates": False, "near_duplicates": False, "split": SplitConfig(train=1, val=0, test=0)}
+    config = CurateConfig(datasets=[one, foreign], view=str(tmp_path / "view"), **bare)
+    record_tombstones(LocalStorage(one), Tombstones(post_ids=frozenset({"a2"})), reason="", recorded_at="2024-01-01")
+    summary = curate(config)
+    assert [(step.step, step.samples) for step in summary.funnel] == [("labelled", 10), ("forgotten", 8)]
+    asked = Tombstones(post_ids=frozenset({"f0"}))
+    record_tombstones(LocalStorage(tmp_path / "foreign"), asked, reason="", recorded_at="2024-01-01")
+    with pytest.raises(UserError, match=r"foreign/00000\.tar: samples without post_id, needed for forgotten posts"):
+        curate(config)
+
+
 @pytest.mark.parametrize("index", ["lost", "another tar's"])
 def test_a_webdataset_without_an_index_is_told_how_to_get_one(tmp_path, index):
     foreign = foreign_shards(tmp_path / "foreign", with_hashes=True)
@@ -516,8 +595,13 @@ def test_a_shard_that_a_pattern_names_and_that_is_not_there_is_told(tmp_path):
     [
         ("soft_label", [0.5, 0.5]),
         ("soft_label", ["a", "b", "c"]),
+        ("soft_label", [5, 5, 90]),
+        ("soft_label", [-3.0, 1.0, 2.5]),
+        ("soft_label", [0.5, 0.3, 0.1]),
         ("sha256", "00"),
+        ("sha256", 5),
         ("pdq", "x" * 64),
+        ("pdq", [1, 2, 3]),
         ("width", "wide"),
     ],
 )

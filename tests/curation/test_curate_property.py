@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from shards.dataset import finish
 from shards.storage import LocalStorage
+from shards.tombstones import Tombstones, record_tombstones
 from shards.view import open_view
 from shards.writer import Sample, write_shard
-from xmodal.curation.config import ConfidenceConfig, CurateConfig, SplitConfig
+from xmodal.curation.config import ConfidenceConfig, CurateConfig, DatasetConfig, OwnConfidenceConfig, SplitConfig
 from xmodal.curation.curate import curate
+from xmodal.labels import CLASSES
 
 View = dict[str, tuple[str, tuple[float, ...]]]
 """Key → split and target."""
@@ -38,16 +40,21 @@ def posts(draw: st.DrawFn) -> list[Sample]:
                 "width": side,
                 "height": side,
             }
-            samples.append(Sample(key=f"p{post}-{number}", image=b"bytes", image_extension="jpg", fields=fields))
+            image = content.encode()
+            samples.append(Sample(key=f"p{post}-{number}", image=image, image_extension="jpg", fields=fields))
     return samples
 
 
+def recipe_of(balance_and_cap: tuple[str, int], **settings) -> dict:
+    return {"balance": balance_and_cap[0], "cap": balance_and_cap[1], **settings}
+
+
 recipes = st.builds(
-    dict,
+    recipe_of,
     exact_duplicates=st.booleans(),
     near_duplicates=st.booleans(),
     confidence=st.sampled_from([ConfidenceConfig(), ConfidenceConfig(negative=0.5, neutral=0.4, positive=0.45)]),
-    balance=st.sampled_from(["none", "undersample"]),
+    balance_and_cap=st.sampled_from([("none", 0), ("undersample", 0), ("cap", 2)]),
     split=st.builds(SplitConfig, train=st.just(1), val=st.just(1), test=st.just(1), drop_leaks=st.booleans()),
     seed=st.integers(0, 3),
 )
@@ -90,6 +97,51 @@ def test_the_view_is_the_same_set_however_the_samples_lie_and_whoever_reads_them
         assert view_of([whole], folder / "v1", recipe, num_workers=5) == wanted
         assert view_of(halves, folder / "v2", recipe, num_workers=2) == wanted
         assert view_of(halves[::-1], folder / "v3", recipe, num_workers=3) == wanted
+
+
+thresholds = st.builds(
+    OwnConfidenceConfig, **dict.fromkeys(CLASSES, st.one_of(st.none(), st.sampled_from([0.3, 0.45, 0.6])))
+)
+
+
+@given(
+    samples=posts(),
+    shared=st.lists(st.booleans(), min_size=36, max_size=36),
+    others=posts(),
+    own=st.tuples(thresholds, thresholds),
+    forgotten=st.frozensets(st.sampled_from(["p0", "p1", "p2"])),
+    recipe=recipes,
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=40)
+def test_the_view_is_the_same_in_whatever_order_datasets_are_named(
+    samples, shared, others, own, forgotten, recipe, seed
+):
+    generator = np.random.default_rng(seed)
+    # The second has copies of samples of the first, and others that only have their keys.
+    keys = {sample.key for sample, is_shared in zip(samples, shared, strict=False) if is_shared}
+    second = [sample for sample in samples if sample.key in keys]
+    second += [sample for sample in others if sample.key not in keys]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        datasets = [write(folder / "a", samples, generator), write(folder / "b", second, generator)]
+        if forgotten:
+            record_tombstones(LocalStorage(datasets[0]), Tombstones(forgotten), reason="", recorded_at="2024-01-01")
+        named = [DatasetConfig(dataset=url, confidence=one) for url, one in zip(datasets, own, strict=True)]
+        one, other = (
+            rows_of(order, folder / f"v{number}", recipe) for number, order in enumerate([named, named[::-1]])
+        )
+        assert one == other
+
+
+def rows_of(datasets: list[DatasetConfig], folder: Path, recipe: dict) -> list[tuple]:
+    """What makes the rows of a view, in an order of their own: keys may be there twice."""
+    config = CurateConfig(datasets=datasets, view=str(folder), **recipe)
+    if not curate(config, dry_run=True).funnel[-1].samples:
+        return []
+    curate(config)
+    rows = open_view(str(folder)).table.to_pylist()
+    return sorted((row["key"], row["image_crc32"], row["split"], tuple(row["target"])) for row in rows)
 
 
 @given(samples=posts(), more=posts(), recipe=recipes, seed=st.integers(0, 2**32 - 1))

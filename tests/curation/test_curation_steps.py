@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from xmodal.curation.contamination import BenchmarkHashes, is_in_benchmark
+from xmodal.curation.contamination import BenchmarkPictures, is_in_benchmarks
 from xmodal.curation.name_hashes import lots, name_hashes
 from xmodal.curation.near_duplicates import pack_hashes
 from xmodal.curation.order import ranks
@@ -162,7 +162,7 @@ def test_ranks_depend_on_what_samples_are_and_not_on_where_they_stand(samples, s
         keys = pa.array([key for key, _, _ in samples], pa.large_string())
         soft_labels = np.array([[label / 4, 0.5, 0.5 - label / 4] for _, label, _ in samples], dtype=np.float32)
         sha256 = pack_hashes([random_hash(str(content)) for _, _, content in samples])
-        found = ranks(keys, soft_labels.reshape(-1, 3), sha256)
+        found = ranks(keys, soft_labels.reshape(-1, 3), list(sha256.view(np.uint64).T))
         assert sorted(found.tolist()) == list(range(len(samples)))
         return [samples[place] for place in np.argsort(found)]
 
@@ -173,24 +173,25 @@ def test_ranks_depend_on_what_samples_are_and_not_on_where_they_stand(samples, s
 
 def test_samples_that_are_equal_in_all_keep_the_order_in_which_they_stand():
     keys = pa.array(["b", "a", "a", "a"], pa.large_string())
-    assert ranks(keys, np.ones((4, 3), dtype=np.float32), None).tolist() == [3, 0, 1, 2]
+    assert ranks(keys, np.ones((4, 3), dtype=np.float32), []).tolist() == [3, 0, 1, 2]
 
 
 def test_a_picture_is_in_a_benchmark_by_equal_bytes_or_by_a_near_duplicate():
     a, b = random_hash("a"), random_hash("b")
     sha256 = pack_hashes([random_hash(name) for name in ("x", "y", "z", "w")])
     pdq = pack_hashes([b, flipped(a, 31), flipped(a, 32), random_hash("other")])
-    benchmark = BenchmarkHashes(sha256=pack_hashes([random_hash("x")]), pdq=pack_hashes([a]))
-    assert is_in_benchmark(sha256, pdq, benchmark).tolist() == [True, True, False, False]
+    benchmark = BenchmarkPictures(num_undecodable=0, sha256=pack_hashes([random_hash("x")]), pdq=pack_hashes([a]))
+    assert is_in_benchmarks(sha256, pdq, [benchmark]).tolist() == [True, True, False, False]
 
 
 def test_a_hash_that_agrees_in_its_first_word_alone_is_another():
     one = random_hash("x")
     sha256 = pack_hashes([one[:16] + random_hash("y")[16:]])
-    benchmark = BenchmarkHashes(sha256=pack_hashes([one]), pdq=NONE)
-    assert is_in_benchmark(sha256, sha256, benchmark).tolist() == [False]
+    benchmark = BenchmarkPictures(num_undecodable=0, sha256=pack_hashes([one]), pdq=NONE)
+    assert is_in_benchmarks(sha256, sha256, [benchmark]).tolist() == [False]
 
 
 def test_a_benchmark_without_pictures_touches_nothing():
     pictures = pack_hashes([random_hash("x"), random_hash("y")])
-    assert not is_in_benchmark(pictures, pictures, BenchmarkHashes(sha256=NONE, pdq=NONE)).any()
+    empty = BenchmarkPictures(num_undecodable=0, sha256=NONE, pdq=NONE)
+    assert not is_in_benchmarks(pictures, pictures, [empty]).any()

@@ -98,6 +98,12 @@ def test_a_folder_of_compressed_files_is_read_whole(tmp_path: Path) -> None:
         '{"id": ""}',
         "1,some words",
         "1\tx",
+        "123,ada,2026-01-02T00:00:00Z",
+        '"123"',
+        "'123'",
+        '["1","2"]',
+        '[{"id": "1"}]',
+        "<123>",
         "x" * 201,
         "é" * 70,
     ],
@@ -108,6 +114,40 @@ def test_lines_that_name_nobody_are_told_and_nothing_is_recorded(dataset: str, t
         forget(dataset, posts=posts, authors=None)
     assert "some words" not in str(told.value)
     assert not read_tombstones(open_storage(dataset))
+
+
+def test_the_tombstones_of_another_dataset_name_posts_and_authors(dataset: str, tmp_path: Path) -> None:
+    forget(dataset, posts=written(tmp_path / "p", "1", "99"), authors=written(tmp_path / "a", "ada"))
+    assert read_names(f"{dataset}/tombstones", "id") == {"1", "99"}
+    assert read_names(f"{dataset}/tombstones", "author") == {"ada"}
+
+
+def test_an_author_may_have_a_name_longer_than_any_id(dataset: str, tmp_path: Path) -> None:
+    name = "é" * 70
+    forget(dataset, posts=None, authors=written(tmp_path / "authors.txt", name))
+    assert read_tombstones(open_storage(dataset)).authors == {name}
+
+
+def test_names_that_no_sample_has_are_counted(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    posts = written(tmp_path / "posts.txt", "id", "1", "https://x.com/ada/status/2", "7.84E+17")
+    authors = written(tmp_path / "authors.txt", "ada", "@ada")
+    assert cli.main(["forget", dataset, "--posts", posts, "--authors", authors]) == 0
+    assert "3 posts and 1 authors of those that were given" in capsys.readouterr().out
+    done = forget(dataset, posts=written(tmp_path / "known.txt", "1", "2"), authors=None)
+    assert (done.unmatched_posts, done.unmatched_authors) == (0, 0)
+
+
+def test_a_shard_that_cannot_be_read_keeps_nobody_from_being_forgotten(dataset: str, tmp_path: Path) -> None:
+    tar = Path(dataset, "000000.tar")
+    tar.write_bytes(tar.read_bytes()[:700])
+    Path(dataset, "000000.parquet").unlink()
+    done = forget(dataset, posts=written(tmp_path / "posts.txt", "1", "2"), authors=None)
+    assert read_tombstones(open_storage(dataset)).post_ids == {"1", "2"}
+    assert done.samples == 1
+    (why,) = done.unreadable
+    assert "000000.tar: not a whole tar" in why
+    with pytest.raises(UserError, match=r"000000\.tar: not a whole tar"):
+        forget(dataset, posts=None, authors=None, take_out=True)
 
 
 def test_bytes_that_are_no_text_and_files_that_are_cut_off_are_told(dataset: str, tmp_path: Path) -> None:
@@ -170,6 +210,10 @@ def test_a_dataset_that_is_being_labelled_is_not_scrubbed_and_what_is_asked_for_
         forget(dataset, posts=posts, authors=None, take_out=True)
     assert keys(dataset) == before
     assert read_tombstones(open_storage(dataset)) == Tombstones(frozenset("1"))
+    # One that was just stopped has left temporary files that are too young to be told from a living writer's.
+    Path(dataset, "status.json").write_text(json.dumps(status | {"state": "stopped"}))
+    with pytest.raises(UserError, match="was just stopped"):
+        forget(dataset, posts=None, authors=None, take_out=True)
     Path(dataset, "status.json").write_text(json.dumps(status | {"updated": round(time.time()) - 61}))
     assert forget(dataset, posts=None, authors=None, take_out=True).samples == 2
     assert keys(dataset) == ["2-0", "3-0", "4-0"]
@@ -206,6 +250,19 @@ def test_a_view_of_scrubbed_shards_is_refused_with_what_to_do(dataset: str, tmp_
     forget(dataset, posts=written(tmp_path / "posts.txt", "2"), authors=None, take_out=True)
     with pytest.raises(UserError, match=r"000001.tar: this shard of the view is not there: posts were scrubbed"):
         refuse_forgotten(view)
+
+
+def test_a_view_made_between_forgetting_and_scrubbing_is_refused_once_its_shards_are_gone(
+    dataset: str, tmp_path: Path
+) -> None:
+    forget(dataset, posts=written(tmp_path / "posts.txt", "2"), authors=None)
+    view = view_of(dataset, tmp_path / "view")
+    refuse_forgotten(view)
+    forget(dataset, posts=None, authors=None, take_out=True)
+    for look in (refuse_forgotten, without_forgotten):
+        with pytest.raises(UserError, match=r"000001.tar: this shard of the view is not there: posts were scrubbed"):
+            look(view)
+    refuse_forgotten(view_of(dataset, tmp_path / "again"))
 
 
 def test_who_is_forgotten_by_one_dataset_of_a_view_is_forgotten_by_all(dataset: str, tmp_path: Path) -> None:

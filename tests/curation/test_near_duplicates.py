@@ -1,7 +1,6 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from xmodal.crawl.pictures import pdq_hash
 from xmodal.curation import hamming, near_duplicates
-from xmodal.curation.near_duplicates import is_near_any, near_groups, near_pairs, pack_hashes
+from xmodal.curation.near_duplicates import is_near_any, near_groups, pack_hashes
 
 
 def distances(hashes: list[str], others: list[str]) -> np.ndarray:
@@ -48,10 +47,9 @@ def related_hashes(draw: st.DrawFn, max_size: int = 24) -> list[str]:
 
 @contextmanager
 def sizes(block: int, leaf_pairs: int, at_a_time: int) -> Iterator[None]:
-    """Small blocks, branches that are cut down to so few comparisons, and so few leaves and pairs in one array."""
+    """Small blocks, branches that are cut down to so few comparisons, and so few leaves in one array."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "BLOCK", block)
-        patch.setattr(near_duplicates, "_PAIRS_AT_A_TIME", at_a_time)
         patch.setattr(hamming, "_LEAF_PAIRS", leaf_pairs)
         patch.setattr(hamming, "_LEAVES_AT_A_TIME", at_a_time)
         yield
@@ -74,21 +72,6 @@ def test_the_near_ones_are_those_of_a_comparison_bit_by_bit(hashes, others, dist
 def test_groups_are_the_chains_of_near_ones_in_whatever_pieces_they_are_compared(hashes, distance, small):
     with sizes(*small):
         assert near_groups(pack_hashes(hashes), distance).tolist() == linked(distances(hashes, hashes) <= distance)
-
-
-@given(hashes=related_hashes(), distance=DISTANCES, small=SIZES)
-@settings(max_examples=60)
-def test_each_pair_is_found_once_and_equal_hashes_by_the_first_of_them(hashes, distance, small):
-    near = distances(hashes, hashes) <= distance
-    firsts = [hashes.index(value) for value in hashes]
-    expected = {
-        (one, other)
-        for one, other in combinations(range(len(hashes)), 2)
-        if near[one, other] and firsts[one] == one and firsts[other] in (one, other)
-    }
-    with sizes(*small):
-        found = [tuple(pair) for pairs in near_pairs(pack_hashes(hashes), distance) for pair in pairs.tolist()]
-    assert sorted(found) == sorted(expected)
 
 
 def many_hashes(kind: str, num_hashes: int = 4000) -> np.ndarray:
@@ -157,7 +140,6 @@ def test_nothing_is_near_to_nothing():
     assert is_near_any(none, one).tolist() == []
     assert is_near_any(one, none).tolist() == [False]
     assert near_groups(none).tolist() == []
-    assert [pairs.tolist() for pairs in near_pairs(none) if len(pairs)] == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ import label_command
 import pytest
 from curation_pictures import photo_bytes
 
+from shards.dataset import read_dataset
+from shards.index import read_index
+from shards.storage import LocalStorage
 from shards.view import open_view
 from xmodal.config import load_config
 from xmodal.curation.curate import CurateConfig, curate
@@ -90,6 +93,11 @@ def write_t4sa(folder: Path, posts: Sequence[Made], first_id: int) -> list[tuple
     return lines
 
 
+def published_class(path: str) -> int:
+    """That of a post of B in the label files, whatever its text says."""
+    return int(Path(path).stem.partition("-")[0]) % 3
+
+
 def label(folder: Path, ray_folder: Path, name: str, **settings: Any) -> None:
     """Run a config of the project with other settings."""
     arguments = [f"--{key}={value}" for key, value in settings.items()]
@@ -102,17 +110,21 @@ def label(folder: Path, ray_folder: Path, name: str, **settings: Any) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path) -> Path:
     """Where the datasets lie that the recipes name."""
     folder = tmp_path_factory.mktemp("t4sa")
-    for name in ("a", "b"):
+    for name in ("a", "b", "published"):
         (folder / name).mkdir()
     lines = [f"{path} {class_id}\n" for path, class_id in write_t4sa(folder / "a", A, 784_000_000_000_000_000)]
     for number, split in enumerate(("train", "val", "test")):
         (folder / "a" / f"b-t4sa_{split}.txt").write_text("".join(lines[number::3]))
     paths = [path for path, _ in write_t4sa(folder / "b", B, 1_520_000_000_000_000_000)]
     (folder / "b" / "all_imgs.csv").write_text("id_tweet,path\n" + "".join(f"{Path(p).stem[:-2]},{p}\n" for p in paths))
+    for number, split in enumerate(("train", "val", "test")):
+        lines = [f"{path},{published_class(path)}\r\n" for path in paths[number::3]]
+        (folder / "published" / f"unb_T4SA2.0_{split}.csv").write_text("path,label\n" + "".join(lines))
     a = {"posts": f"{folder}/a/b-t4sa_*.txt", "media_folder": "a"}
     b = {"posts": f"{folder}/b", "format": "t4sa", "media_folder": "b", "select.min_words": 0}
+    published = {"posts": f"{folder}/published/unb_T4SA2.0_*.csv", "media_folder": "b"}
     lexicon = {"teacher.kind": "lexicon"}
-    runs = {"t4sa1_original": a, "t4sa1": a | lexicon, "t4sa2": b | lexicon}
+    runs = {"t4sa1_original": a, "t4sa1": a | lexicon, "t4sa2": b | lexicon, "t4sa2_published": published}
     with ThreadPoolExecutor() as threads:  # most of a run is waiting for its Ray
         list(threads.map(lambda name: label(folder, ray_folder, name, **runs[name]), runs))
     return folder
@@ -155,6 +167,23 @@ def test_original_labels_are_one_hot_and_given_by_nobody_anew(folder, views):
     document = json.loads((folder / "runs" / "t4sa1_original" / "dataset" / "dataset.json").read_text())
     assert document["teacher"] == {"name": "given", "revision": "with the posts"}
     assert document["recipe"]["teacher"] == {"kind": "given"}
+
+
+def test_label_files_without_texts_become_a_dataset_of_their_labels(folder):
+    storage = LocalStorage(folder / "runs" / "t4sa2_published" / "dataset")
+    (shard,) = read_dataset(storage)["shards"]
+    rows = read_index(storage, shard["name"]).to_pylist()
+    assert len(rows) == sum(len(post.pictures) for post in B)
+    for row in rows:
+        expected = [0.0] * 3
+        expected[published_class(row["url"])] = 1.0
+        assert row["soft_label"] == expected
+        assert row["txt_length"] is None
+        picture = storage.read_range(shard["name"], row["image_offset"], row["image_length"])
+        assert picture == (folder / "b" / row["url"]).read_bytes()
+    assert not [path for path in storage.folder.glob("*.failures.jsonl") if path.read_bytes()]
+    document = read_dataset(storage)
+    assert document["teacher"] == {"name": "given", "revision": "with the posts"}
 
 
 def test_the_two_teachers_of_a_are_compared_as_the_config_says(folder):

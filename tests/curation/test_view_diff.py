@@ -1,13 +1,14 @@
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
-from curation_pictures import NEGATIVE, NEUTRAL, POSITIVE, photo_bytes, post_samples, write_dataset
+from curation_pictures import NEGATIVE, NEUTRAL, POSITIVE, photo_bytes, post_samples, write_benchmark, write_dataset
 
 from shards.errors import UserError
 from shards.view import open_view, write_view
 from xmodal.cli import main
-from xmodal.curation.config import ConfidenceConfig, CurateConfig, SplitConfig
+from xmodal.curation.config import ConfidenceConfig, CurateConfig, DatasetConfig, OwnConfidenceConfig, SplitConfig
 from xmodal.curation.curate import curate
 from xmodal.curation.view_diff import NOT_READ, OTHER_TARGET, ViewDiff, diff_text, diff_views
 
@@ -71,9 +72,46 @@ def test_each_sample_that_is_missing_is_explained_by_the_step_that_dropped_it(fo
 
 def test_a_copy_that_came_further_than_another_explains_its_key(folder):
     before = view_of(folder, "before", "one")
-    after = view_of(folder, "after", "one", "one", confidence=ConfidenceConfig(neutral=0.75))
+    shutil.copytree(folder / "one", folder / "copy", dirs_exist_ok=True)
+    after = view_of(folder, "after", "one", "copy", confidence=ConfidenceConfig(neutral=0.75))
     # Of each sample one copy was dropped as an exact duplicate; it is the other that the thresholds dropped.
     assert set(reasons(diff_of(before, after).removed).values()) == {"dropped by confidence"}
+
+
+def test_thresholds_of_one_dataset_are_told_apart(folder):
+    def recipe(negative: float) -> list[str | DatasetConfig]:
+        own = DatasetConfig(dataset=str(folder / "two"), confidence=OwnConfidenceConfig(negative=negative))
+        return [str(folder / "one"), own]
+
+    before, after = (
+        curate(CurateConfig(datasets=recipe(negative), view=str(folder / f"own-{negative}"))).view
+        for negative in (0.1, 0.2)
+    )
+    (change,) = diff_of(before, after).changes
+    assert change.name == "recipe.datasets[1].confidence.negative"
+    assert (change.before, change.after) == (0.1, 0.2)
+
+
+def test_samples_of_one_key_in_two_datasets_are_two(folder, tmp_path):
+    one = write_dataset(tmp_path / "one", [post_samples("p1", POSITIVE, photo_bytes(31))])
+    other = write_dataset(tmp_path / "other", [post_samples("p1", NEGATIVE, photo_bytes(32))])
+    before = view_of(tmp_path, "before", "one", "other")
+    after = view_of(tmp_path, "after", "one", "other", confidence=ConfidenceConfig(positive=0.95))
+    assert one != other
+    diff = diff_of(before, after)
+    assert (diff.num_before, diff.num_after, diff.num_same) == (2, 1, 1)
+    assert diff.removed.to_pylist() == [{"key": "p1-0", "why": "dropped by confidence"}]
+    assert not diff.altered.num_rows
+
+
+def test_a_benchmark_whose_pictures_changed_is_told(folder, tmp_path):
+    benchmark = write_benchmark(tmp_path / "bench", {"x.jpg": photo_bytes(1)})
+    before = view_of(folder, "before", "one", benchmarks=[benchmark])
+    (tmp_path / "bench" / "images" / "x.jpg").write_bytes(photo_bytes(60))
+    after = view_of(folder, "after", "one", benchmarks=[benchmark])
+    diff = diff_of(before, after)
+    assert [change.name for change in diff.changes] == [f"benchmarks.{benchmark}.sha256"]
+    assert set(reasons(diff_of(after, before).removed).values()) == {"dropped by benchmark pictures"}
 
 
 def test_a_view_does_not_differ_from_itself(folder):

@@ -57,7 +57,8 @@ def test_the_calibration_error_is_the_papers_formula(given_and_true, num_bins):
 @given(given_and_true=predictions())
 def test_the_likelihood_is_the_mean_log_of_what_the_truth_was_given(given_and_true):
     probabilities, classes = given_and_true
-    logs = [math.log(max(row[true], FLOOR)) for row, true in zip(probabilities, classes, strict=True)]
+    floored = np.maximum(probabilities, FLOOR)
+    logs = [math.log(row[true] / sum(row)) for row, true in zip(floored, classes, strict=True)]
     assert negative_log_likelihood(probabilities, classes) == pytest.approx(-sum(logs) / len(logs))
 
 
@@ -73,9 +74,21 @@ def test_no_other_temperature_is_likelier_than_the_one_that_is_fitted(given_and_
     probabilities, classes = given_and_true
     fitted = fit_temperature(probabilities, classes)
     assert 0.05 <= fitted <= 20
-    least = negative_log_likelihood(tempered(probabilities, fitted), classes)
+    least = negative_log_likelihood(probabilities, classes, fitted)
+    assert least == pytest.approx(-np.log(tempered(probabilities, fitted)[np.arange(len(classes)), classes]).mean())
     for other in np.geomspace(0.05, 20, 60):
-        assert least <= negative_log_likelihood(tempered(probabilities, other), classes) + 1e-6
+        assert least <= negative_log_likelihood(probabilities, classes, other) + 1e-6
+
+
+def test_a_few_posts_that_the_teacher_is_certainly_wrong_of_make_no_second_valley():
+    probabilities = np.array([[0.5, 0.25, 0.25]] * 93 + [[1.0, 0, 0]] * 7)
+    classes = np.array([0] * 93 + [1] * 7)
+    fitted = fit_temperature(probabilities, classes)
+    temperatures = np.geomspace(0.05, 20, 400)
+    losses = np.array([negative_log_likelihood(probabilities, classes, one) for one in temperatures])
+    assert negative_log_likelihood(probabilities, classes, fitted) <= losses.min() + 1e-6
+    # Down to the least, and up from it.
+    assert (np.diff(np.sign(np.diff(losses))) != 0).sum() <= 1
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])

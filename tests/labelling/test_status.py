@@ -1,5 +1,6 @@
 """`xmodal label --status`: how far a run is, by what lies in its dataset."""
 
+import json
 import os
 import signal
 import subprocess
@@ -51,15 +52,34 @@ def test_a_status_that_is_none_is_told_in_two_lines(tmp_path, content):
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), UserError("no", "way"), FileNotFoundError()])
-def test_a_status_that_cannot_be_written_ends_no_run(error):
+def test_a_status_that_cannot_be_written_ends_no_run(error, tmp_path):
     class Broken(LocalStorage):
         def replace(self, name: str, content: bytes) -> None:
             raise error
 
-    with Progress(Broken("/tmp"), "unit", InputCounts()) as progress:
+    with Progress(Broken(tmp_path), "unit", InputCounts()) as progress:
         progress.ended(UnitResult(name="000000", is_committed=True))
         progress.ended(UnitResult(name="000001", is_committed=False, broken="ValueError: no"))
     assert progress.broken == ["000001: ValueError: no"]
+
+
+def test_a_run_tells_that_it_is_there_to_its_very_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("xmodal.labelling.progress._STATUS_SECONDS", 0.01)
+    file = tmp_path / "status.json"
+    with Progress(LocalStorage(tmp_path), "unit", InputCounts()) as progress:
+        assert json.loads(file.read_text())["state"] == "running"
+        progress.finishing()
+        for _ in range(2):
+            file.unlink()
+            deadline = time.monotonic() + 60
+            while not file.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert json.loads(file.read_text())["state"] == "finishing"
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError), Progress(LocalStorage(tmp_path), "unit", InputCounts()):
+        raise UserError("what", "remedy")
+    assert json.loads(file.read_text())["state"] == "stopped"
 
 
 def status(dataset: Path) -> "subprocess.CompletedProcess[str]":

@@ -76,6 +76,7 @@ def test_a_thread_gives_its_parents_then_the_post_then_its_replies():
         "3k14 no_media",
         "3k15 not_a_post",  # blocked
     ]
+    assert all(one.post_id.startswith(f"{one.author}/") for one in found if isinstance(one, UnreadablePostError))
     # By the view where there is one, else by the record.
     assert [post.media[0].url for post in found[1:4]] == [
         f"{CDN}/{ADA}/bafkreia@jpeg",

@@ -80,9 +80,10 @@ def test_html_becomes_plain_text(html, text):
 
 @pytest.mark.parametrize("visibility", ["private", "direct", "limited", None, 5, ["public"]])
 def test_what_was_not_shown_to_everyone_is_refused(visibility):
-    for record in (status(visibility=visibility), status(reblog=status(visibility=visibility))):
-        error = refusal(record)
-        assert (error.reason, error.post_id) == ("not_public", "1")
+    account = {"acct": "ada@far.example"}
+    for changes in ({"visibility": visibility}, {"reblog": status(visibility=visibility)}):
+        error = refusal(status(account=account, **changes))
+        assert (error.reason, error.post_id, error.author) == ("not_public", "1", "ada@far.example")
         assert "lovely" not in str(error)
 
 

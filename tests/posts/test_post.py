@@ -215,3 +215,13 @@ def test_any_record_is_a_post_or_has_a_reason(value):
         assert post.media
         assert post.kind in {"post", "repost", "reply", "quote"}
     assert reason in {None, "bad_post", "no_text", "no_media"} <= {None, *UNREADABLE}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"text": None}, {"text": 5}, {"media": None}, {"media": "x"}, {"kind": "story"}], ids=str
+)
+def test_a_record_that_is_no_post_says_whose_it_is(changes):
+    for author, expected in (("ada", "ada"), (17, "17"), (None, None), (["ada"], None)):
+        with pytest.raises(UnreadablePostError) as told:
+            parse_post(record(author=author, **changes))
+        assert (told.value.post_id, told.value.author) == ("17", expected)

@@ -107,8 +107,8 @@ def test_videos_and_pictures_that_are_not_included_keep_their_places():
 
 
 def test_a_post_of_which_the_page_includes_no_picture_is_told_so_with_its_id():
-    found = only({"data": tweet()})
-    assert (found.reason, found.post_id) == ("media_not_included", "1")
+    found = only({"data": tweet(author_id="9")})
+    assert (found.reason, found.post_id, found.author) == ("media_not_included", "1", "9")
     assert "includes.media" in found.detail
 
 

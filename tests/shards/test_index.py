@@ -13,12 +13,26 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from made_pictures import jpeg, pixels, png
-from made_tars import make_tar
+from made_tars import (
+    claiming_less_than_nothing,
+    make_tar,
+    named_in_latin_1,
+    with_header_of_a_size,
+    with_headers_of_headers,
+)
 from PIL import Image
 
 from shards.errors import UserError
-from shards.index import build_index, index_metadata, index_name, read_index
-from shards.storage import LocalStorage
+from shards.index import (
+    INDEX_VERSION,
+    build_index,
+    index_metadata,
+    index_name,
+    index_problems,
+    read_index,
+    renew_index,
+)
+from shards.storage import CorruptObjectError, LocalStorage
 from shards.writer import Sample, write_shard
 
 MakeSamples = Callable[..., list[Sample]]
@@ -148,23 +162,65 @@ def test_an_index_with_damaged_pages_is_made_again(storage: LocalStorage, make_s
     assert read_index(storage, "a.tar").equals(whole, check_metadata=True)
 
 
-def test_some_other_parquet_file_in_the_place_of_an_index_is_replaced(
+def test_some_other_parquet_file_in_the_place_of_an_index_stays_and_the_index_has_another_name(
     storage: LocalStorage, make_samples: MakeSamples
 ) -> None:
     write_shard(storage, "a", make_samples(2))
+    index = storage.read("a.parquet")
     file = io.BytesIO()
     pq.write_table(pa.table({"x": [1]}), file)
     storage.replace("a.parquet", file.getvalue())
-    assert read_index(storage, "a.tar").num_rows == 2
+    for _ in range(2):
+        assert read_index(storage, "a.tar").num_rows == 2
+        assert storage.read("a.parquet") == file.getvalue()
+        assert storage.read("a.index.parquet") == index
 
 
-def test_an_index_made_by_another_version_is_made_again(
+def test_an_index_made_by_another_version_is_made_again(storage: LocalStorage, make_samples: MakeSamples) -> None:
+    write_shard(storage, "a", make_samples(2))
+    whole = storage.read("a.parquet")
+    metadata = index_metadata(read_index(storage, "a.tar")) | {"index_version": "1"}
+    file = io.BytesIO()
+    pq.write_table(build_index(make_tar(("z.jpg", b"")), "z.tar").replace_schema_metadata(metadata), file)
+    storage.replace("a.parquet", file.getvalue())
+    made = read_index(storage, "a.tar")
+    assert made["key"].to_pylist() == ["post0000-0", "post0001-0"]
+    assert index_metadata(made)["index_version"] == INDEX_VERSION
+    assert storage.read("a.parquet") == whole
+
+
+def test_an_index_of_another_tar_of_the_same_size_is_made_again_where_the_tar_is_read(storage: LocalStorage) -> None:
+    before, after = make_tar(("x.jpg", b"one")), make_tar(("y.jpg", b"other"), ("y.json", b"{}"))
+    assert len(before) == len(after)
+    storage.replace("a.tar", before)
+    kept = renew_index(storage, "a.tar")
+    storage.replace("a.tar", after)
+    assert read_index(storage, "a.tar").equals(kept)
+    made = renew_index(storage, "a.tar")
+    assert made.equals(build_index(after, "a.tar"), check_metadata=True)
+    assert read_index(storage, "a.tar").equals(made, check_metadata=True)
+    written = (storage.folder / "a.parquet").stat().st_mtime_ns
+    assert renew_index(storage, "a.tar").equals(made)
+    assert (storage.folder / "a.parquet").stat().st_mtime_ns == written
+
+
+def test_an_index_whose_bytes_the_storage_says_are_others_is_made_again(
     storage: LocalStorage, make_samples: MakeSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shard(storage, "a", make_samples(2))
-    read_index(storage, "a.tar")
-    monkeypatch.setattr("shards.index.INDEX_VERSION", "2")
-    assert index_metadata(read_index(storage, "a.tar"))["index_version"] == "2"
+    whole = storage.read("a.parquet")
+    read = LocalStorage.read
+
+    def corrupt(self: LocalStorage, name: str) -> bytes:
+        if name.endswith(".parquet"):
+            raise CorruptObjectError(f"{name}: its sha256 is not the one it was written with")
+        return read(self, name)
+
+    storage.delete("a.parquet")
+    with monkeypatch.context() as now:
+        now.setattr(LocalStorage, "read", corrupt)
+        assert read_index(storage, "a.tar").num_rows == 2
+    assert storage.read("a.parquet") == whole
 
 
 def test_a_tar_cut_off_anywhere_before_its_end_mark_is_a_users_error() -> None:
@@ -175,6 +231,53 @@ def test_a_tar_cut_off_anywhere_before_its_end_mark_is_a_users_error() -> None:
             build_index(whole[:end], "store/a.tar")
         assert caught.value.remedy
     assert build_index(whole, "store/a.tar").num_rows == 2
+
+
+@pytest.mark.parametrize("size", [-1, -512, -700, -1024, -(10**15)])
+def test_a_member_of_a_negative_size_is_a_users_error_that_names_it(size: int) -> None:
+    tar = claiming_less_than_nothing("a.jpg", b"x" * 700, size)
+    with pytest.raises(UserError, match=rf"not a whole tar file: negative\.jpg claims {size} bytes"):
+        build_index(tar, "a.tar")
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [with_header_of_a_size(2**70), with_header_of_a_size(-(2**70)), with_headers_of_headers(2000)],
+    ids=["2^70", "-2^70", "2000 headers"],
+)
+def test_headers_that_make_no_sense_are_a_users_error(tar: bytes) -> None:
+    with pytest.raises(UserError, match="not a whole tar file"):
+        build_index(tar, "a.tar")
+
+
+def test_a_name_that_is_not_utf_8_is_a_key_all_the_same() -> None:
+    assert build_index(named_in_latin_1(b"picture"), "a.tar")["key"].to_pylist() == ["\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("members", "problems"),
+    [
+        ([("x.jpg", b""), ("x.json", b"{}"), ("x.txt", b"")], []),
+        ([("x.jpg", b""), ("x.json", b"{")], [("x", ".json is not JSON")]),
+        ([("x.jpg", b""), ("x.json", b"[1]")], [("x", ".json holds no object")]),
+        ([("x.txt", b""), ("x.json", b"{}")], [("x", "has no picture, only .json, .txt")]),
+        ([("x.jpg", b""), ("x.jpg", b"")], [("x", "has two members .jpg")]),
+        ([("x.jpg", b""), ("y.jpg", b""), ("x.png", b"")], [("x", "stands in several places")]),
+        ([("../x.jpg", b"")], [("../x", "its member '../x.jpg' would be unpacked outside")]),
+        ([("/x.jpg", b"")], [("/x", "its member '/x.jpg' would be unpacked outside")]),
+        ([("README", b""), ("a/.hidden", b""), ("x.jpg", b""), ("x.", b""), ("x.json", b"{}")], []),
+    ],
+    ids=str,
+)
+def test_what_is_broken_in_a_sample_stands_in_the_index_with_its_key(
+    storage: LocalStorage, members: list, problems: list
+) -> None:
+    storage.replace("a.tar", make_tar(("before.jpg", b""), *members, ("zafter.jpg", b"")))
+    for _ in range(2):  # made, then read
+        index = read_index(storage, "a.tar")
+        told = index_problems(index)
+        assert [(key, what[: len(start)]) for (key, what), (_, start) in zip(told, problems, strict=True)] == problems
+        assert {"before", "zafter"} <= set(index["key"].to_pylist())
 
 
 @pytest.mark.parametrize("damaged_header", [0, 1536, 2560, 4096])

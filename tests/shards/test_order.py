@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shards.order
 from shards.errors import UserError
 from shards.order import EpochOrder, EpochOrders, lane_bounds, lanes_of_rank, num_batches_of_epoch, sample_generator
 
@@ -267,13 +268,37 @@ def test_each_sample_is_equally_likely_at_each_end_of_an_epoch() -> None:
     assert counts.max() < 62
 
 
-def test_seeking_costs_the_same_in_an_epoch_of_billions() -> None:
-    sizes = np.full(200_000, 10_000)
-    order = EpochOrder(sizes, 0, 0, 64, 4)
+def test_seeking_makes_one_block_wherever_it_leads_in_an_epoch_of_billions(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = EpochOrder(np.full(200_000, 10_000), 0, 0, 64, 4)
     assert order.samples_per_lane == 2 * 10**9 // 64
-    for position in (0, order.samples_per_lane // 2, order.samples_per_lane - 1):
+    drawn: list[int] = []
+    bits = shards.order._bits
+
+    def counting(count: int, *key: int) -> np.ndarray:
+        drawn.append(count)
+        return bits(count, *key)
+
+    monkeypatch.setattr("shards.order._bits", counting)
+    for share in (0, 0.01, 0.5, 0.99, 1):
+        drawn.clear()
+        position = int(share * (order.samples_per_lane - 1))
         row = order.rows(63, np.array([position]))
         assert 0 <= row[0] < 2 * 10**9
+        # All that is random of a seek: the permutation of a block of 4 shards.
+        assert drawn == [pytest.approx(40_000, rel=0.01)]
+
+
+def test_what_replaces_a_sample_is_another_of_its_lane_and_the_same_with_every_version_of_numpy() -> None:
+    order = EpochOrder(np.array(UNEVEN), 3, 1, 2, 2)
+    lanes = all_rows(order)
+    drawn = {
+        (lane, position): [order.replacement(lane, position, attempt) for attempt in range(3)]
+        for lane, position in itertools.product(range(2), range(4))
+    }
+    assert all(set(rows) <= set(lanes[lane].tolist()) for (lane, _), rows in drawn.items())
+    assert drawn[0, 0] == [48, 60, 43]
+    assert drawn[1, 3] == [9, 30, 30]
+    assert len({tuple(rows) for rows in drawn.values()}) == len(drawn)
 
 
 @given(num_samples=st.integers(1, 10**12), num_lanes=st.integers(1, 4096))

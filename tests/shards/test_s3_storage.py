@@ -6,6 +6,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -198,13 +200,26 @@ def test_a_body_that_breaks_off_again_and_again_is_read_on_where_it_broke(
     behind_proxy: S3Storage, proxy: FaultProxy
 ) -> None:
     behind_proxy.replace("a.tar", CONTENT)
-    proxy.plan = bodies_only(lambda number: Fault(cut_after=700_000) if number < 7 else None)
+    # Every body breaks off: who begins again gets no further than the first did, until it is told that there is none.
+    proxy.plan = bodies_only(lambda number: Fault(cut_after=700_000) if number < 20 else Fault(status=404))
     assert behind_proxy.read("a.tar") == CONTENT
-    assert proxy.num_faults == 7
+    # 700,000 bytes are 10 chunks, of 65,536 bytes, and a part of one, which is lost: 5,120,000 bytes take 8 bodies.
+    assert proxy.num_faults == 8
     proxy.requests.clear()
-    proxy.plan = bodies_only(lambda number: Fault(cut_after=200_000) if number < 3 else None)
+    proxy.plan = bodies_only(lambda number: Fault(cut_after=200_000) if number < 20 else Fault(status=404))
     assert behind_proxy.read_range("a.tar", 5_000, 900_000) == CONTENT[5_000:905_000]
-    assert proxy.num_faults == 10
+    assert proxy.num_faults == 8 + 5
+
+
+def test_a_whole_object_is_in_memory_once(storage: S3Storage) -> None:
+    content = os.urandom(32_000_000)
+    storage.replace("a.tar", content)
+    tracemalloc.start()
+    try:
+        assert storage.read("a.tar") == content
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(content)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_body_that_stalls_is_read_on(
@@ -322,9 +337,23 @@ storage.commit(temporary, "a.tar")
 """
 
 
-def test_a_writer_killed_in_its_commit_leaves_nothing_visible(storage: S3Storage, tmp_path: Path) -> None:
+def test_a_writer_killed_in_its_commit_leaves_nothing_visible_and_its_file_is_dropped_when_old(
+    storage: S3Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     variables = os.environ | {"TMPDIR": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-c", DYING_COMMIT, storage.url], env=variables)
     assert ended.returncode == -9
     assert storage.names() == []
+    [temporary] = tmp_path.iterdir()
+    assert temporary.stat().st_size == 64_000_000
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    others = [S3Storage(f"{storage.url}/deeper").new_temporary("a.tar"), tmp_path / f"{TEMPORARY_PREFIX}a.tar-1"]
+    for other in others:
+        other.write_bytes(b"of another dataset, and of another program")
+        os.utime(other, (0, 0))
+    assert storage.discard_leftovers(3600, {"a.tar"}) == 0
+    hours_ago = time.time() - 7200
+    os.utime(temporary, (hours_ago, hours_ago))
+    assert storage.discard_leftovers(3600) == 1
+    assert sorted(tmp_path.iterdir()) == sorted(others)
     assert commit(storage, "a.tar", b"the next one's")

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from shards.dataset import finish, read_dataset, shard_names
 from shards.errors import UserError
 from shards.index import read_index
 from shards.scrub import ScrubSummary, scrub, without_samples
+from shards.scrub_marker import refuse_scrubs
 from shards.storage import LocalStorage
 from shards.tombstones import Tombstones
 from shards.writer import write_shard
@@ -31,8 +33,20 @@ def describe(index: Any) -> dict[str, Any]:
     return {"labels": index.num_rows}
 
 
-def run(storage: LocalStorage, tombstones: Tombstones = FORGOTTEN) -> ScrubSummary:
-    return scrub(storage, tombstones, describe, leftover_age_seconds=3600)
+def nobody_writes() -> None:
+    """What `scrub` asks where no other writer is there."""
+
+
+def run(
+    storage: LocalStorage, tombstones: Tombstones = FORGOTTEN, refuse_writers: Callable[[], None] = nobody_writes
+) -> ScrubSummary:
+    return scrub(storage, tombstones, describe, refuse_writers=refuse_writers, leftover_age_seconds=3600)
+
+
+def let_a_minute_pass(folder: Path) -> None:
+    """For the markers of those who died."""
+    for marker in folder.glob("scrub-*.json"):
+        marker.write_text(json.dumps({"updated": time.time() - 61}))
 
 
 def members(storage: LocalStorage, names: list[str]) -> list[tuple[str, bytes]]:
@@ -208,6 +222,7 @@ def test_wherever_it_dies_each_sample_stays_visible_once_and_another_run_ends_th
         ), nth
         if not died:
             break
+        let_a_minute_pass(folder)
         run(storage)
         assert contents(storage) == contents(undisturbed), nth
     assert nth > 15
@@ -224,6 +239,216 @@ def test_who_loses_to_another_scrub_deletes_nothing(dataset_copy: Path) -> None:
     with pytest.raises(UserError, match="another `xmodal forget --scrub`"):
         run(Beaten(dataset_copy))
     assert before <= {path.name for path in dataset_copy.iterdir()}
+
+
+def consistent(storage: LocalStorage) -> list[str]:
+    """The keys that a reader of `dataset.json` sees, who finds all the shards that it names and no others."""
+    assert [shard["name"] for shard in read_dataset(storage)["shards"]] == storage.names(".tar")
+    return visible(storage)
+
+
+@pytest.mark.parametrize("moment", ["000000-scrubbed1.tar", "_info.json", "000000.tar"])
+def test_of_two_scrubs_at_once_the_second_is_refused_and_the_first_ends_well(dataset_copy: Path, moment: str) -> None:
+    more = Tombstones(FORGOTTEN.post_ids | {"post0001", "post0020"})
+    refused = []
+
+    class Meanwhile(LocalStorage):
+        """Where, as a file is written or deleted, another scrub begins."""
+
+        def meet(self, name: str) -> None:
+            if name == moment:
+                with pytest.raises(UserError, match="`xmodal forget --scrub` is at work") as told:
+                    run(LocalStorage(self.folder), more)
+                refused.append(told.value.what)
+
+        def commit(self, temporary: Path, name: str) -> bool:
+            self.meet(name)
+            return super().commit(temporary, name)
+
+        def replace(self, name: str, content: bytes) -> None:
+            self.meet(name)
+            super().replace(name, content)
+
+        def delete(self, name: str) -> None:
+            self.meet(name)
+            super().delete(name)
+
+    run(Meanwhile(dataset_copy))
+    assert len(refused) == 1
+    storage = LocalStorage(dataset_copy)
+    assert not [key for key in consistent(storage) if is_forgotten(key)]
+    run(storage, more)
+    assert not {"post0001-0", "post0020-0"} & set(consistent(storage))
+    assert not list(dataset_copy.glob("scrub-*"))
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["commit 000001-scrubbed1.tar", "replace 000000-scrubbed1.parquet", "read 000000-scrubbed1.parquet"],
+    ids=["as it commits", "after it", "as the summaries are made"],
+)
+def test_a_scrub_that_was_held_up_for_long_gives_way_to_the_one_that_has_begun(
+    dataset_copy: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    class Clock:
+        now = 1e9
+
+        def time(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("shards.scrub_marker.time", clock)
+    monkeypatch.setattr("shards.scrub.MAX_CONCURRENT_SHARDS", 1)
+    more = Tombstones(FORGOTTEN.post_ids | {"post0001", "post0020"})
+
+    class HeldUp(LocalStorage):
+        """Where one step takes so long that another scrub begins and ends meanwhile."""
+
+        def meet(self, step: str) -> None:
+            if step == moment:
+                clock.now += 61
+                run(LocalStorage(self.folder), more)
+
+        def commit(self, temporary: Path, name: str) -> bool:
+            self.meet(f"commit {name}")
+            return super().commit(temporary, name)
+
+        def replace(self, name: str, content: bytes) -> None:
+            self.meet(f"replace {name}")
+            super().replace(name, content)
+
+        def read(self, name: str) -> bytes:
+            self.meet(f"read {name}")
+            return super().read(name)
+
+    with pytest.raises(UserError, match=r"held up|just written it"):
+        run(HeldUp(dataset_copy))
+    storage = LocalStorage(dataset_copy)
+    assert not {"post0000-0", "post0001-0", "post0020-0"} & set(consistent(storage))
+
+
+def test_a_marker_that_a_killed_scrub_left_is_waited_for_and_then_removed(dataset_copy: Path) -> None:
+    storage = LocalStorage(dataset_copy)
+    with pytest.raises(KeyboardInterrupt):
+        run(_Dies(dataset_copy, 4))
+    assert len(list(dataset_copy.glob("scrub-*.json"))) == 1
+    with pytest.raises(UserError, match="is at work"):
+        run(storage)
+    let_a_minute_pass(dataset_copy)
+    refuse_scrubs(storage)
+    run(storage)
+    assert not list(dataset_copy.glob("scrub-*"))
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3])
+def test_another_writer_is_looked_for_before_anything_begins_is_named_and_is_deleted(
+    dataset_copy: Path, asked: int
+) -> None:
+    storage = LocalStorage(dataset_copy)
+    before = contents(storage)
+    left = asked
+
+    def refuse() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise UserError("somebody writes", "let them end")
+
+    with pytest.raises(UserError, match="somebody writes"):
+        run(storage, refuse_writers=refuse)
+    after = contents(storage)
+    named = [shard["name"] for shard in read_dataset(storage)["shards"]]
+    assert set(before) <= set(after)
+    assert ("000000-scrubbed1.tar" in after) == (asked > 1)
+    assert ("000000-scrubbed1.tar" in named) == (asked > 2)
+    run(storage)
+    assert not [key for key in consistent(storage) if is_forgotten(key)]
+
+
+def test_samples_without_a_picture_are_scrubbed_too(storage: LocalStorage) -> None:
+    storage.replace("000000.tar", make_tar(("a.jpg", b"x"), ("a.json", b'{"post_id": "a"}'),
+                    ("b.gif", b"y"), ("b.json", b'{"post_id": "b", "author": 7}')))  # fmt: skip
+    storage.replace("000001.tar", make_tar(("c.gif", b"z"), ("c.json", b'{"post_id": "c"}'), ("d.txt", b"no JSON")))
+    assert run(storage, Tombstones(frozenset(["c"]), frozenset(["7"]))).samples == 2
+    left = [name for name, _ in members(storage, storage.names(".tar"))]
+    assert left == ["a.jpg", "a.json", "d.txt"]
+
+
+def test_of_two_posts_that_share_a_key_only_the_one_that_is_forgotten_goes(storage: LocalStorage) -> None:
+    one, two = ((("a.jpg", b"x"), ("a.json", b'{"post_id": %d}' % number)) for number in (1, 2))
+    between = (("c.jpg", b"y"), ("c.json", b'{"post_id": 3}'))
+    storage.replace("000000.tar", make_tar(*one, *between, *two))
+    run(storage, Tombstones(frozenset(["1"])))
+    assert read_index(storage, "000000-scrubbed1.tar")["post_id"].to_pylist() == ["3", "2"]
+    # What would be read as one afterwards, or is already, cannot be told apart: nothing is lost without a word.
+    for tar in (make_tar(*one, *between, *two), make_tar(*one, *two, *between)):
+        storage.delete("000000-scrubbed1.tar")
+        storage.replace("000000.tar", tar)
+        with pytest.raises(UserError, match=r"000000\.tar: two .*samples .*one key"):
+            run(storage, Tombstones(frozenset(["3" if tar == make_tar(*one, *between, *two) else "1"])))
+        assert storage.names(".tar") == ["000000.tar"]
+        assert storage.read("000000.tar") == tar
+
+
+@pytest.mark.parametrize("name", ["_info.json", "sizes.json"])
+def test_lists_of_shards_made_elsewhere_are_told_and_never_left_with_names_of_shards_that_are_gone(
+    storage: LocalStorage, name: str
+) -> None:
+    storage.replace("000000.tar", make_tar(("a.jpg", b"x"), ("a.json", b'{"post_id": "a"}')))
+    storage.replace(name, b'{"000000.tar": 1}')
+    with pytest.raises(UserError, match=f"{name}: made elsewhere"):
+        run(storage, Tombstones(frozenset(["a"])))
+    assert storage.names(".tar") == ["000000.tar"]
+    storage.delete(name)
+    assert run(storage, Tombstones(frozenset(["a"]))).samples == 1
+
+
+def test_no_reader_brings_back_an_index_of_what_is_gone(dataset_copy: Path) -> None:
+    """Tars are deleted first, and an index that a reader was still writing is found at the end."""
+    deleted: list[str] = []
+
+    class Read(LocalStorage):
+        def delete(self, name: str) -> None:
+            content = self.read(name) if name == "000000.parquet" and name not in deleted else None
+            super().delete(name)
+            deleted.append(name)
+            if content:
+                self.replace(name, content)
+
+    run(Read(dataset_copy))
+    shards = [name for name in deleted if name.startswith("00000")]
+    assert [name.endswith(".tar") for name in shards] == sorted(
+        [name.endswith(".tar") for name in shards], reverse=True
+    )
+    assert not (dataset_copy / "000000.parquet").exists()
+
+
+def test_what_was_deleted_stays_deleted_if_the_power_fails_after(dataset_copy: Path) -> None:
+    steps: list[str] = []
+
+    class Synced(LocalStorage):
+        def delete(self, name: str) -> None:
+            super().delete(name)
+            steps.append(name)
+
+        def _sync_folder(self) -> None:
+            super()._sync_folder()
+            steps.append("synced")
+
+    run(Synced(dataset_copy))
+    last = max(number for number, step in enumerate(steps) if step.startswith("00000"))
+    assert "synced" in steps[last:]
+
+
+@pytest.mark.parametrize("name", ["000001.failures", "000001.tar", "000001-scrubbed1.failures"])
+def test_what_dead_writers_left_of_earlier_generations_is_removed_whatever_its_age(
+    dataset_copy: Path, name: str
+) -> None:
+    storage = LocalStorage(dataset_copy)
+    run(storage)
+    (dataset_copy / f".tmp-{name}-abc").write_text('{"post_id": "lost1"}')
+    run(storage)
+    assert not list(dataset_copy.glob(".tmp-*"))
 
 
 names = st.text("abc", min_size=1, max_size=3)
@@ -245,7 +470,7 @@ def test_all_other_members_of_any_tar_keep_their_bytes(sizes: dict[str, int], dr
                 member.size = size
                 archive.addfile(member, io.BytesIO(key.encode() * size))
     tar = file.getvalue()
-    scrubbed = without_samples(tar, {prefix + key for key in dropped})
+    scrubbed = without_samples(tar, {place for place, key in enumerate(sizes) if key in dropped})
     assert len(scrubbed) % tarfile.RECORDSIZE == 0
     with tarfile.open(fileobj=io.BytesIO(scrubbed)) as archive:
         left = {member.name: member.isfile() and archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]

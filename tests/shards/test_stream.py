@@ -16,8 +16,9 @@ import torch
 from made_pictures import jpeg
 
 from shards.augment import AugmentConfig, eval_pixels
+from shards.batches import Batch, normalise
 from shards.errors import ConfigError, UserError
-from shards.stream import Batch, EvalStream, StreamConfig, TrainStream, normalise, padded_batches
+from shards.stream import EvalStream, StreamConfig, TrainStream, padded_batches
 from shards.view import View
 
 MakeView = Callable[..., View]
@@ -498,3 +499,34 @@ def test_a_state_of_another_order_is_refused(view: View) -> None:
     for other in (state | {"order_version": 0}, {name: state[name] for name in state if name != "order_version"}):
         with pytest.raises(UserError, match="the stream's order_version was"):
             train(view).load_state_dict(other)
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_all_tensors_of_a_batch_are_pinned_where_torch_says_that_there_is_a_gpu(
+    view: View, has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    [batch] = next(iter(train(view)))
+    evaluated = next(iter(EvalStream(view, split="val", config=CONFIG, size=16, batch_size=4)))
+    tensors = [part for one in (batch, evaluated) for part in one if isinstance(part, torch.Tensor)]
+    assert [tensor.data_ptr() for tensor in pinned] == [tensor.data_ptr() for tensor in tensors if has_gpu]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_in_pinned_memory_on_a_machine_with_a_gpu(view: View, num_workers: int) -> None:
+    config = replace(CONFIG, num_workers=num_workers)
+    stream = train(view, config)
+    [batch] = next(iter(stream))
+    [*evaluated] = EvalStream(view, split="val", config=config, size=16, batch_size=4)
+    for one in (batch, *evaluated):
+        assert one.pixels.is_pinned()
+        assert one.targets.is_pinned()
+    stream.close()

@@ -5,8 +5,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_tars import make_tar
 
 from shards.errors import UserError
+from shards.index import build_index
 from shards.storage import LocalStorage
 from shards.tombstones import Tombstones, forgotten_rows, read_tombstones, record_tombstones
 
@@ -82,5 +84,18 @@ def test_rows_are_found_by_post_and_by_author() -> None:
     )
     assert forgotten_rows(index, tombstones("1", "b None")).tolist() == [True, True, True, False]
     assert forgotten_rows(index.drop_columns(["author"]), tombstones("3", "b")).tolist() == [False, False, False, True]
-    numbers = pa.table({"post_id": [1, 2]})
-    assert forgotten_rows(numbers, tombstones("2")).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    "odd", ["7", "2.5", "null", '"\\ud800"', "true", "[1]", '{"a": {}}', '{"a": 1}', "1" + "0" * 400]
+)
+def test_an_odd_name_in_a_tar_made_elsewhere_hides_no_other(odd: str) -> None:
+    fields = ['{"post_id": "abc"}', f'{{"post_id": {odd}}}', '{"post_id": 1}', '{"author": "ada", "post_id": "x"}']
+    members = []
+    for number, content in enumerate(fields):
+        members += [(f"{number}.jpg", b"x"), (f"{number}.json", content.encode())]
+    index = build_index(make_tar(*members), "made.tar")
+    assert forgotten_rows(index, tombstones("abc")).tolist() == [True, False, False, False]
+    assert forgotten_rows(index, tombstones("1", "ada")).tolist() == [False, False, True, True]
+    if odd in ("7", "2.5"):
+        assert forgotten_rows(index, tombstones(odd)).tolist() == [False, True, False, False]

@@ -1,12 +1,18 @@
-"""Scaling a picture down: as good as the mean over an area, in a fraction of the time where it shrinks by little."""
+"""Scaling a picture down: nearer to Lanczos than Pillow's bilinear filter, in a fraction of its time."""
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 LARGEST_LINEAR_FACTOR = 1.5
-"""Up to here, two pixels a side see nearly all that falls into one: against Lanczos, `INTER_LINEAR` has a PSNR of 38.7
-to 39.3 dB on photos, `INTER_AREA` of 38.5 to 39.1. Beyond, pixels would be skipped."""
+"""Up to here, two pixels a side see nearly all that falls into one: against Lanczos, `INTER_LINEAR` has a PSNR of 38 to
+42 dB on photos, Pillow's bilinear filter of 38 to 40."""
+LARGEST_BLURRED_FACTOR = 2.0
+"""Up to here they do, if what lies between is blurred into them: 38 to 42 dB, where Pillow's bilinear filter has 36 to
+38. Beyond, pixels would be skipped."""
+_BLUR_SIGMA = 0.5
+"""In pixels: of 0.4 to 0.6, that which is best over all factors from 1.5 to 2."""
 
 # Intel's library, which OpenCV calls where there is one, rounds otherwise on other processors; OpenCV's own fixed-point
 # code gives the same bytes on all. A unit has one processor, and its decoding threads are ours.
@@ -17,9 +23,24 @@ cv2.setNumThreads(1)
 def scaled_down(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A picture (any of Pillow's modes) at a smaller `size`, width first.
 
-    JPEGs are decoded at a half, a quarter or an eighth, so that most are little larger than `size` here.
+    JPEGs are decoded at a half, a quarter or an eighth, so that all are less than twice as large as `size` here.
     """
-    if image.mode == "RGB" and max(image.width / size[0], image.height / size[1]) <= LARGEST_LINEAR_FACTOR:
-        return Image.fromarray(cv2.resize(np.asarray(image), size, interpolation=cv2.INTER_LINEAR))
-    # Lanczos takes longer than decoding and encoding.
-    return image.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
+    factor = max(image.width / size[0], image.height / size[1])
+    if image.mode != "RGB" or factor > LARGEST_BLURRED_FACTOR:
+        # Lanczos takes longer than decoding and encoding.
+        return image.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
+    pixels = _pixels(image)
+    if factor > LARGEST_LINEAR_FACTOR:
+        pixels = cv2.GaussianBlur(pixels, (3, 3), _BLUR_SIGMA, hint=cv2.ALGO_HINT_ACCURATE)
+    scaled = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+    if scaled.shape[2] == 3:
+        return Image.fromarray(scaled)
+    return Image.fromarrow(pa.FixedSizeListArray.from_arrays(scaled.reshape(-1), 4), "RGB", size)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 `(height, width, 4)`, the fourth unused: Pillow's own memory. `(…, 3)`, a copy, where that is in pieces."""
+    try:
+        return pa.array(image).flatten().to_numpy().reshape(image.height, image.width, 4)
+    except ValueError:
+        return np.asarray(image)

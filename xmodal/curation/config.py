@@ -99,8 +99,10 @@ class CurateConfig:
             raise ConfigError("datasets", self.dataset_urls, "must name at least one dataset")
         if not self.view:
             raise ConfigError("view", self.view, "must name a folder")
-        if len(set(zip(self.dataset_urls, self.thresholds, strict=True))) > len(set(self.dataset_urls)):
-            raise ConfigError("datasets", self.dataset_urls, "must not name one twice with different thresholds")
+        if len({(_url(one), thresholds) for one, thresholds in self._with_thresholds}) > len(self.dataset_urls):
+            raise ConfigError(
+                "datasets", list(map(_url, self.datasets)), "must not name one twice with different thresholds"
+            )
         require_range(self, "num_workers", least=1)
         require_range(self, "cap", least=1 if self.balance == "cap" else 0)
         if self.cap and self.balance != "cap":
@@ -108,13 +110,22 @@ class CurateConfig:
 
     @property
     def dataset_urls(self) -> list[str]:
-        """The folder of each dataset."""
-        return [one if isinstance(one, str) else one.dataset for one in self.datasets]
+        """The folder of each dataset. One that is named twice counts once."""
+        return list(dict.fromkeys(map(_url, self.datasets)))
 
     @property
     def thresholds(self) -> list[tuple[float, ...]]:
-        """For each dataset, the threshold of each class."""
-        return [_thresholds(self.confidence, None if isinstance(one, str) else one.confidence) for one in self.datasets]
+        """For each of `dataset_urls`, the threshold of each class."""
+        return list({_url(one): thresholds for one, thresholds in self._with_thresholds}.values())
+
+    @property
+    def _with_thresholds(self) -> list[tuple[str | DatasetConfig, tuple[float, ...]]]:
+        own = (None if isinstance(one, str) else one.confidence for one in self.datasets)
+        return [(one, _thresholds(self.confidence, mine)) for one, mine in zip(self.datasets, own, strict=True)]
+
+
+def _url(dataset: str | DatasetConfig) -> str:
+    return dataset if isinstance(dataset, str) else dataset.dataset
 
 
 def _thresholds(common: ConfidenceConfig, own: OwnConfidenceConfig | None) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Datasets → view: reads the indexes, applies the steps in their fixed order, counts each, writes the view."""
 
 import importlib.metadata
+import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,14 +14,15 @@ import pyarrow.compute as pc
 
 import xmodal
 from shards.errors import UserError
+from shards.storage import check_can_be_made
 from shards.tombstones import Tombstones
 from shards.view import SHARD_SCHEMA, SPLITS, VIEW_SCHEMA, ViewWriter
 from xmodal.curation import steps
 from xmodal.curation.config import CurateConfig
 from xmodal.curation.conflicts import Conflicts, conflict_figure, conflict_list, find_conflicts
-from xmodal.curation.contamination import BenchmarkHashes, benchmark_hashes, is_in_benchmark
+from xmodal.curation.contamination import BenchmarkPictures, is_in_benchmarks, read_benchmark
 from xmodal.curation.datasets import Dataset, Samples, Shard, fingerprint, open_dataset, read_rows, read_samples
-from xmodal.curation.dropped import DroppedKeys
+from xmodal.curation.dropped import DroppedSamples, sample_names
 from xmodal.curation.funnel import Funnel, FunnelStep, class_counts
 from xmodal.curation.name_hashes import lots
 from xmodal.curation.near_duplicates import near_groups
@@ -28,6 +30,8 @@ from xmodal.curation.near_duplicates_on_ray import near_groups_on_ray
 from xmodal.curation.order import ranks
 from xmodal.labels import CLASSES
 from xmodal.ray_session import ray_session
+
+log = logging.getLogger(__name__)
 
 _ROW_COLUMNS = ("key", "image_ext", "image_offset", "image_length", "image_crc32", "soft_label")
 _LIBRARIES = ("numba", "numpy", "pyarrow")
@@ -57,6 +61,8 @@ class _Selection:
     splits: np.ndarray
     """int8, place in SPLITS; -1 for those that are in none."""
     conflicts: Conflicts | None
+    benchmarks: dict[str, BenchmarkPictures]
+    """By their files."""
 
 
 def curate(config: CurateConfig, *, dry_run: bool = False) -> CurateSummary:
@@ -65,9 +71,11 @@ def curate(config: CurateConfig, *, dry_run: bool = False) -> CurateSummary:
     A dry run counts what each step leaves, and writes nothing. Raises UserError for a dataset that is missing or
     unfinished, a benchmark that cannot be read, samples that lack what a step needs, or a Ray cluster that fails.
     """
+    if not dry_run:
+        check_can_be_made(config.view)
     datasets = [open_dataset(url) for url in config.dataset_urls]
     # From the start: a cluster that does not answer is told before all is read.
-    with ray_session(config.ray_address) if config.ray_address else nullcontext():
+    with ray_session(config.ray_address) if config.ray_address and _needs_groups(config) else nullcontext():
         selection = _select(config, datasets, keep_indexes=not dry_run)
     funnel = selection.funnel.steps
     by_class = {name: class_counts(selection.classes[selection.splits == number]) for number, name in enumerate(SPLITS)}
@@ -88,13 +96,19 @@ def _select(config: CurateConfig, datasets: Sequence[Dataset], *, keep_indexes: 
         frozenset().union(*(dataset.tombstones.post_ids for dataset in datasets)),
         frozenset().union(*(dataset.tombstones.authors for dataset in datasets)),
     )
-    benchmark = benchmark_hashes(config.benchmarks) if config.benchmarks else None
+    benchmarks = {file: read_benchmark(file) for file in config.benchmarks}
     samples = read_samples(
-        datasets, _needs(config, forgotten), num_workers=config.num_workers, keep_indexes=keep_indexes
+        datasets,
+        [_needs(config, dataset) for dataset in datasets],
+        # Datasets that were told to forget nobody need not know whose their samples are.
+        where_known=[name for name, names in (("post_id", forgotten.post_ids), ("author", forgotten.authors)) if names],
+        num_workers=config.num_workers,
+        keep_indexes=keep_indexes,
     )
-    ranking = ranks(samples.keys, samples.soft_labels, samples.sha256)
+    thresholds = np.array(config.thresholds)
+    ranking = ranks(samples.keys, samples.soft_labels, _contents(samples, thresholds))
     balance_lots = lots(config.seed, "balance", _texts(samples.keys)) if config.balance != "none" else None
-    masks = _masks(config, samples, benchmark, forgotten)
+    masks = _masks(samples, list(benchmarks.values()), forgotten, thresholds)
     splits = _splits(config, samples)
     shards, classes, soft_labels, of_datasets = samples.shards, samples.classes, samples.soft_labels, samples.datasets
     sha256, pdq, num_pixels = samples.sha256, samples.pdq, samples.num_pixels
@@ -107,7 +121,7 @@ def _select(config: CurateConfig, datasets: Sequence[Dataset], *, keep_indexes: 
         funnel.apply("exact duplicates", lambda left: steps.first_of_each(numbers[left], ranking[left]))
         del numbers
     del sha256
-    if config.near_duplicates or config.conflicts or _has_leaks(config):
+    if _needs_groups(config):
         assert pdq is not None
         # Of all samples, whichever are left when the groups are asked for: what was dropped links pictures, too.
         groups = near_groups_on_ray(pdq) if config.ray_address else near_groups(pdq)
@@ -119,45 +133,54 @@ def _select(config: CurateConfig, datasets: Sequence[Dataset], *, keep_indexes: 
         )
     for name, stays in masks.items():
         funnel.apply(name, stays.__getitem__)
-    if balance_lots is not None:
-        funnel.apply("balance", lambda left: _balanced(config, classes[left], balance_lots[left], ranking[left]))
     if _has_leaks(config):
         funnel.apply("split leaks", lambda left: steps.without_leaks(splits[left], groups[left]))
+    if balance_lots is not None:
+        funnel.apply("balance", lambda left: _balanced(config, classes[left], balance_lots[left], ranking[left]))
     splits[funnel.dropped_by > 0] = -1
     conflicts = None
     if config.conflicts:
         asked = masks.get("forgotten", np.ones(len(classes), dtype=bool))
         conflicts = find_conflicts(groups, soft_labels, of_datasets, asked)
-    return _Selection(shards=shards, funnel=funnel, classes=classes, splits=splits, conflicts=conflicts)
+    return _Selection(
+        shards=shards, funnel=funnel, classes=classes, splits=splits, conflicts=conflicts, benchmarks=benchmarks
+    )
+
+
+def _contents(samples: Samples, thresholds: np.ndarray) -> list[np.ndarray]:
+    """What may differ between samples of one key and one label: the pictures, and their datasets' thresholds."""
+    words = [] if samples.sha256 is None else list(samples.sha256.view(np.uint64).T)
+    # Of copies in two datasets, that which its own dataset's threshold lets pass more easily comes first.
+    return [samples.crc32, *words, thresholds[samples.datasets, samples.classes]]
 
 
 def _masks(
-    config: CurateConfig, samples: Samples, benchmark: BenchmarkHashes | None, forgotten: Tombstones
+    samples: Samples, benchmarks: Sequence[BenchmarkPictures], forgotten: Tombstones, thresholds: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The steps that look at each post by itself, in their order, and for each of all samples whether it stays."""
     masks: dict[str, np.ndarray] = {}
-    if benchmark is not None:
+    if benchmarks:
         assert samples.sha256 is not None
         assert samples.pdq is not None
         # Asked of duplicates too: a post stays known by a picture that is not kept.
-        masks["benchmark pictures"] = ~_of_posts_with(samples, is_in_benchmark(samples.sha256, samples.pdq, benchmark))
+        masks["benchmark pictures"] = ~_of_posts_with(
+            samples, is_in_benchmarks(samples.sha256, samples.pdq, benchmarks)
+        )
     if forgotten:
         masks["forgotten"] = ~_is_forgotten(samples, forgotten)
-    thresholds = np.array(config.thresholds)
     if thresholds.any():
         masks["confidence"] = steps.confident(samples.confidence, samples.classes, samples.datasets, thresholds)
     return masks
 
 
-def _needs(config: CurateConfig, forgotten: Tombstones) -> dict[str, list[str]]:
-    """The fields of samples that the recipe needs, and for each of them the steps that need it."""
+def _needs(config: CurateConfig, dataset: Dataset) -> dict[str, list[str]]:
+    """The fields of a dataset's samples that the recipe needs, and for each of them the steps that need it."""
     needs: dict[str, list[str]] = {}
     for is_asked, step, names in (
         (config.exact_duplicates, "exact_duplicates", ["sha256"]),
         (config.near_duplicates, "near_duplicates", ["pdq", "width", "height"]),
         (config.benchmarks, "benchmarks", ["sha256", "pdq", "post_id"]),
-        (forgotten.post_ids, "forgotten posts", ["post_id"]),
-        (forgotten.authors, "forgotten authors", ["author"]),
+        (dataset.tombstones.post_ids, "forgotten posts", ["post_id"]),
         (config.split.val or config.split.test, "split", ["post_id"]),
         (_has_leaks(config), "split.drop_leaks", ["pdq"]),
         (config.conflicts, "conflicts", ["pdq"]),
@@ -165,6 +188,11 @@ def _needs(config: CurateConfig, forgotten: Tombstones) -> dict[str, list[str]]:
         for name in names if is_asked else []:
             needs.setdefault(name, []).append(step)
     return needs
+
+
+def _needs_groups(config: CurateConfig) -> bool:
+    """Whether a step asks which samples are near duplicates."""
+    return config.near_duplicates or config.conflicts or _has_leaks(config)
 
 
 def _has_leaks(config: CurateConfig) -> bool:
@@ -196,6 +224,9 @@ def _is_in(values: pa.LargeStringArray | None, names: frozenset[str]) -> np.ndar
 
 def _balanced(config: CurateConfig, classes: np.ndarray, drawn: np.ndarray, ranking: np.ndarray) -> np.ndarray:
     size = config.cap if config.balance == "cap" else steps.smallest_class(classes)
+    missing = [name for name, count in class_counts(classes).items() if not count]
+    if missing and config.balance == "undersample":
+        log.warning("balance: no sample left that is %s; the other classes are cut down without", " or ".join(missing))
     return steps.capped(classes, drawn, ranking, size)
 
 
@@ -217,14 +248,14 @@ def _texts(names: pa.LargeStringArray) -> Iterator[str]:
 def _write(config: CurateConfig, datasets: Sequence[Dataset], selection: _Selection, counts: Mapping[str, Any]) -> str:
     """Write the view. Returns its fingerprint."""
     writer = ViewWriter()
-    dropped = DroppedKeys()
+    dropped = DroppedSamples()
     conflict_keys: list[pa.Array] = []
     shards, start = [], 0
     rows_of_shards = read_rows(datasets, selection.shards, _ROW_COLUMNS, num_workers=config.num_workers)
     for shard, table in zip(selection.shards, rows_of_shards, strict=True):
         part = slice(start, start + shard.num_samples)
         start = part.stop
-        dropped.add(table["key"], selection.funnel.dropped_by[part])
+        dropped.add(sample_names(table["key"], table["image_crc32"]), selection.funnel.dropped_by[part])
         if selection.conflicts is not None:
             conflict_keys.append(table["key"].filter(selection.conflicts.is_listed[part]))
         splits = selection.splits[part]
@@ -250,6 +281,7 @@ def _write(config: CurateConfig, datasets: Sequence[Dataset], selection: _Select
                 dataset.url: fingerprint(shard for shard in selection.shards if shard.dataset == number)
                 for number, dataset in enumerate(datasets)
             },
+            "benchmarks": {file: benchmark.description() for file, benchmark in selection.benchmarks.items()},
             "tombstones": {dataset.url: dataset.tombstones.fingerprint for dataset in datasets},
             "versions": _versions(),
         },

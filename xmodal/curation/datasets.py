@@ -30,6 +30,8 @@ Task = TypeVar("Task")
 
 _ROWS_PER_BLOCK = 1 << 20
 _HASHES = ("sha256", "pdq")
+_LARGEST_ERROR_OF_SUM = 0.01
+"""Probabilities may have been rounded. What are percentages or logits is further off."""
 _REMEDIES = {
     "soft_label": "curate what `xmodal label` made, or shards whose JSON has the three probabilities as soft_label",
     "sha256": "label with pictures.hashes: true, or leave these steps out",
@@ -84,6 +86,8 @@ class Samples:
     """uint8 `(n,)`: the most probable; ties go to the lower id."""
     confidence: np.ndarray
     """float64 `(n,)`: its probability."""
+    crc32: np.ndarray
+    """uint32 `(n,)`: of the picture's bytes."""
     sha256: np.ndarray | None
     """uint8 `(n, 32)`."""
     pdq: np.ndarray | None
@@ -93,6 +97,7 @@ class Samples:
     posts: np.ndarray | None
     """int32 `(n,)`: index into `post_ids`."""
     post_ids: pa.LargeStringArray | None
+    """Empty where the post is not known, and no step needs to know it."""
     authors: pa.LargeStringArray | None
     """Empty where the author is not known."""
 
@@ -107,6 +112,11 @@ def open_dataset(url: str) -> Dataset:
         storage, shards, sha256 = found.storage, sorted(found.names), None
     else:
         storage = open_storage(url)
+        if not storage.exists("dataset.json") and not storage.exists("recipe.json") and storage.names(".tar"):
+            raise UserError(
+                f"{url}: no dataset.json, so this dataset is not finished",
+                f"run `xmodal label` to its end; name tars made elsewhere by a pattern: {url}/{{00000..00099}}.tar",
+            )
         entries = [shard for shard in read_dataset(storage)["shards"] if shard["samples"]]
         sha256 = {shard["name"]: shard["sha256"] for shard in entries}
         shards = sorted(sha256)
@@ -119,18 +129,25 @@ def fingerprint(shards: Iterable[Shard]) -> str:
 
 
 def read_samples(
-    datasets: Sequence[Dataset], needs: Mapping[str, Sequence[str]], *, num_workers: int, keep_indexes: bool
+    datasets: Sequence[Dataset],
+    needs: Sequence[Mapping[str, Sequence[str]]],
+    *,
+    where_known: Sequence[str],
+    num_workers: int,
+    keep_indexes: bool,
 ) -> Samples:
-    """Read of all samples the key, the soft label, and the fields in `needs` (field → the steps that need it).
+    """Read of all samples the key, the soft label, and the fields in `needs` (of each dataset: field → who needs it).
 
-    `author` is the one field that a sample may lack. An index that is lost is made anew, and kept if asked for.
-    Raises UserError for a shard that is not there, is another one, or has a sample without a field.
+    `where_known` are fields (`post_id`, `author`) that are read besides, and that samples may lack. An index that is
+    lost is made anew, and kept if asked for. Raises UserError for a shard that is not there, is another one, or has a
+    sample without a field that it needs.
     """
+    wanted = list(dict.fromkeys([name for fields in needs for name in fields] + list(where_known)))
 
     def read(task: tuple[int, str]) -> tuple[Shard, dict[str, Any]]:
         number, name = task
         dataset = datasets[number]
-        index = _index(dataset, name, ["key", "soft_label", *needs], keep=keep_indexes)
+        index = _index(dataset, name, ["key", "soft_label", "image_crc32", *wanted], keep=keep_indexes)
         metadata = index_metadata(index)
         shard = Shard(
             dataset=number,
@@ -139,15 +156,18 @@ def read_samples(
             bytes=int(metadata["tar_bytes"]),
             sha256=metadata["tar_sha256"],
         )
-        return shard, _columns(index, needs, f"{dataset.storage.url}/{name}")
+        if not index.num_rows:
+            return shard, {}  # and without the columns that samples would have given it
+        return shard, _columns(index, wanted, needs[number], f"{dataset.storage.url}/{name}")
 
     tasks = [(number, name) for number, dataset in enumerate(datasets) for name in dataset.shards]
     shards: list[Shard] = []
     blocks = _Blocks()
     for shard, columns in map_in_order(read, tasks, num_workers):
-        shards.append(shard)
-        blocks.add(columns, shard.num_samples)
-    if not any(shard.num_samples for shard in shards):
+        if shard.num_samples:
+            shards.append(shard)
+            blocks.add(columns, shard.num_samples)
+    if not shards:
         raise UserError(f"{', '.join(dataset.url for dataset in datasets)}: no samples", "label some posts first")
     columns = blocks.whole()
     posts = post_ids = None
@@ -163,6 +183,7 @@ def read_samples(
         soft_labels=columns["soft_label"],
         classes=columns["class"],
         confidence=columns["confidence"],
+        crc32=columns["crc32"],
         sha256=columns.get("sha256"),
         pdq=columns.get("pdq"),
         num_pixels=columns.get("num_pixels"),
@@ -219,36 +240,40 @@ def _index(dataset: Dataset, name: str, columns: Sequence[str], *, keep: bool) -
     return index
 
 
-def _columns(index: pa.Table, needs: Mapping[str, Sequence[str]], url: str) -> dict[str, Any]:
+def _columns(index: pa.Table, wanted: Sequence[str], needs: Mapping[str, Sequence[str]], url: str) -> dict[str, Any]:
     """The columns of one shard, as `_Blocks` takes them. Raises UserError for a field that is missing or malformed."""
-    wanted = {"soft_label": ["every view"], **needs}
-    missing = [name for name in _REMEDIES if name in wanted and _is_missing(index, name)]
-    if missing:
-        fields = "; ".join(f"{name}, needed for {', '.join(wanted[name])}" for name in missing)
-        raise UserError(f"{url}: samples without {fields}", _REMEDIES[missing[0]])
     try:
+        _require(index, {"soft_label": ["every view"], **needs}, url)
         soft_labels = _soft_labels(index["soft_label"])
         columns: dict[str, Any] = {
             "key": _texts(index["key"]),
+            "crc32": index["image_crc32"].to_numpy(),
             "soft_label": soft_labels.astype(np.float32),
             "class": soft_labels.argmax(axis=1).astype(np.uint8),
             "confidence": soft_labels.max(axis=1),
         }
-        columns |= {name: _hashes(index[name]) for name in _HASHES if name in needs}
-        if "width" in needs:
+        columns |= {name: _hashes(index[name]) for name in _HASHES if name in wanted}
+        if "width" in wanted:
             columns["num_pixels"] = np.multiply(
                 *(index[name].to_numpy().astype(np.int64) for name in ("width", "height"))
             )
-        if "post_id" in needs:
-            columns["post_id"] = _texts(index["post_id"])
-        if "author" in needs:
-            known = index["author"] if "author" in index.column_names else pa.nulls(index.num_rows, pa.string())
-            columns["author"] = pc.fill_null(_texts(known), "")
+        columns |= {name: _known_texts(index, name) for name in ("post_id", "author") if name in wanted}
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise UserError(
             f"{url}: a field is not as `xmodal label` writes it: {error}", "mend the JSON of these samples"
         ) from error
     return columns
+
+
+def _require(index: pa.Table, needs: Mapping[str, Sequence[str]], url: str) -> None:
+    """Raise UserError for a sample without one of the fields."""
+    missing = [name for name in _REMEDIES if name in needs and _is_missing(index, name)]
+    if missing:
+        fields = "; ".join(f"{name}, needed for {', '.join(needs[name])}" for name in missing)
+        remedy = _REMEDIES[missing[0]]
+        if needs[missing[0]] == ["forgotten posts"]:
+            remedy = "leave out this dataset: which of its samples are of posts to forget cannot be told"
+        raise UserError(f"{url}: samples without {fields}", remedy)
 
 
 def _is_missing(index: pa.Table, name: str) -> bool:
@@ -263,13 +288,22 @@ def _texts(column: pa.ChunkedArray | pa.Array) -> pa.LargeStringArray:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def _known_texts(index: pa.Table, name: str) -> pa.LargeStringArray:
+    """A column of texts, empty where a sample has none."""
+    known = index[name] if name in index.column_names else pa.nulls(index.num_rows, pa.string())
+    return pc.fill_null(_texts(known), "")
+
+
 def _soft_labels(column: pa.ChunkedArray) -> np.ndarray:
     """float64 `(n, classes)`."""
     lengths = pc.list_value_length(column).to_numpy()
     values = pc.list_flatten(column).cast(pa.float64()).to_numpy()
     if (lengths != len(CLASSES)).any() or not np.isfinite(values).all():
         raise ValueError(f"soft_label: not {len(CLASSES)} finite numbers")
-    return values.reshape(-1, len(CLASSES))
+    labels = values.reshape(-1, len(CLASSES))
+    if (labels < 0).any() or (np.abs(labels.sum(axis=1) - 1) > _LARGEST_ERROR_OF_SUM).any():
+        raise ValueError("soft_label: not probabilities, which are positive and add up to 1")
+    return labels
 
 
 def _hashes(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,21 +1,23 @@
 """`xmodal forget`: who is to be forgotten → tombstones of a dataset and, if asked for, shards without their samples."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.dataset import shard_names
 from shards.errors import UserError
-from shards.index import read_index
+from shards.index import ID_FIELDS, DamagedTarError, read_index
 from shards.scrub import ScrubSummary, scrub
-from shards.storage import Storage, open_storage
+from shards.storage import CorruptObjectError, Storage, open_storage
 from shards.tombstones import Tombstones, forgotten_rows, read_tombstones, record_tombstones
 from xmodal.labelling.progress import SILENT_SECONDS, read_status
 from xmodal.labelling.summaries import describe_shard
@@ -24,6 +26,8 @@ from xmodal.posts.files import find_files
 from xmodal.posts.post import MAX_ENCODED_ID_LENGTH, encode_id
 
 MAX_CONCURRENT_INDEXES = 16
+_NO_PLAIN_NAME = re.compile(r"""["'`,;(){}<>\[\]]""")
+"""What stands in no id and no author's name, and in tables, lists and quotations of them."""
 
 Kind = Literal["id", "author"]
 """Which of a post's fields names are of, as the collectors write them in `deleted/`."""
@@ -40,6 +44,12 @@ class ForgetSummary:
     """Theirs, in the shards as this run found them."""
     unknown_authors: int
     """Samples in the shards that do not say who posted them, where authors were to be forgotten."""
+    unmatched_posts: int
+    """Of the posts that the file names, those of which no sample was found."""
+    unmatched_authors: int
+    """Likewise of the authors."""
+    unreadable: list[str]
+    """Shards that could not be looked into, and why."""
     scrubbed: ScrubSummary | None
 
 
@@ -48,8 +58,9 @@ def forget(
 ) -> ForgetSummary:
     """Record what the files `posts` and `authors` name; with `take_out`, also rewrite the shards that hold any of it.
 
-    All of it is recorded, or nothing. Run again after a crash, it goes on. Raises UserError for files with lines that
-    name nobody, and for a dataset that does not say what is asked for of its samples.
+    All of it is recorded, or nothing; a shard that cannot be read keeps nobody from being forgotten. Run again after a
+    crash, it goes on. Raises UserError for files with lines that name nobody, and for a dataset that does not say what
+    is asked for of its samples.
     """
     asked = Tombstones(
         post_ids=read_names(posts, "id") if posts is not None else frozenset(),
@@ -61,15 +72,18 @@ def forget(
     known = read_tombstones(storage)
     new = Tombstones(asked.post_ids - known.post_ids, asked.authors - known.authors)
     everyone = Tombstones(known.post_ids | asked.post_ids, known.authors | asked.authors)
-    samples, unknown_authors = _look_for(storage, everyone)
+    found = _look_for(storage, everyone)
     if new:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record_tombstones(storage, new, reason=reason, recorded_at=now)
     return ForgetSummary(
         new=new,
         all=everyone,
-        samples=samples,
-        unknown_authors=unknown_authors,
+        samples=found.samples,
+        unknown_authors=found.unknown_authors,
+        unmatched_posts=len(asked.post_ids - found.names.post_ids),
+        unmatched_authors=len(asked.authors - found.names.authors),
+        unreadable=found.unreadable,
         scrubbed=_scrub(storage, everyone) if take_out else None,
     )
 
@@ -77,8 +91,9 @@ def forget(
 def read_names(path: str, kind: Kind) -> frozenset[str]:
     """The posts or authors that a file names, or the files of a folder or pattern: one a line, plain or as JSON.
 
-    A JSON line holds the `id` of a post or an `author`, as those that the collectors write; of `deleted/`, which has
-    both, each kind is taken for itself. Raises UserError where a line names nobody, or no line names any.
+    A JSON line holds the `id` of a post or an `author`, as those that the collectors write, or a `post_id`, as in
+    another dataset's `tombstones/`; of files that have both, each kind is taken for itself. Raises UserError where a
+    line names nobody, or no line names any.
     """
     what = {"id": "post", "author": "author"}[kind]
     try:
@@ -123,34 +138,58 @@ def _name(line: bytes, kind: Kind) -> str | None:
     text = line.decode("utf-8-sig").strip()
     if text.startswith("{"):
         record = json.loads(text)
-        value = record.get(kind)
-        if value is None and record.get("author" if kind == "id" else "id"):
+        names = {"id": record.get("id", record.get("post_id")), "author": record.get("author")}
+        value = names[kind]
+        if value is None and any(names.values()):
             return None
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise ValueError
         # As posts are read: half of a surrogate pair is no text.
         name = str(value).encode("utf-8", "replace").decode()
-    elif len(text.split()) > 1:
-        raise ValueError  # rather a line of a table
+    elif len(text.split()) > 1 or _NO_PLAIN_NAME.search(text):
+        raise ValueError  # rather a line of a table, or of a list
     else:
         name = text
-    if not name or len(encode_id(name)) > MAX_ENCODED_ID_LENGTH:
+    if not name or (kind == "id" and len(encode_id(name)) > MAX_ENCODED_ID_LENGTH):
         raise ValueError
     return name
 
 
-def _look_for(storage: Storage, tombstones: Tombstones) -> tuple[int, int]:
-    """How many samples there are to be forgotten, and how many whose author is not known.
+@dataclass(kw_only=True)
+class _Found:
+    """What the shards have of those who are to be forgotten."""
 
-    Raises UserError where samples have no field to be forgotten by.
-    """
+    samples: int = 0
+    unknown_authors: int = 0
+    names: Tombstones = field(default_factory=Tombstones)
+    """Those of them whom samples name."""
+    unreadable: list[str] = field(default_factory=list)
+
+
+def _look_for(storage: Storage, tombstones: Tombstones) -> _Found:
+    """Look into all indexes. Raises UserError where samples have no field to be forgotten by."""
     with ThreadPoolExecutor(MAX_CONCURRENT_INDEXES) as pool:
-        found = list(pool.map(partial(_look_into, storage, tombstones), shard_names(storage)))
-    return sum(samples for samples, _ in found), sum(unknown for _, unknown in found)
+        parts = list(pool.map(partial(_look_into, storage, tombstones), shard_names(storage)))
+    return _Found(
+        samples=sum(part.samples for part in parts),
+        unknown_authors=sum(part.unknown_authors for part in parts),
+        names=Tombstones(
+            frozenset().union(*(part.names.post_ids for part in parts)),
+            frozenset().union(*(part.names.authors for part in parts)),
+        ),
+        unreadable=[why for part in parts for why in part.unreadable],
+    )
 
 
-def _look_into(storage: Storage, tombstones: Tombstones, name: str) -> tuple[int, int]:
-    index = read_index(storage, name)
+def _look_into(storage: Storage, tombstones: Tombstones, name: str) -> _Found:
+    try:
+        index = read_index(storage, name, columns=["key", *ID_FIELDS])
+    except FileNotFoundError:  # scrubbed or removed since it was listed
+        return _Found(unreadable=[f"{storage.url}/{name}: it is not there any more"])
+    except DamagedTarError as error:
+        return _Found(unreadable=[error.what])
+    except CorruptObjectError as error:
+        return _Found(unreadable=[str(error)])
     if tombstones.post_ids and not _has_values(index, "post_id"):
         raise UserError(
             f"{storage.url}/{name}: its samples do not say which post they are of",
@@ -161,8 +200,17 @@ def _look_into(storage: Storage, tombstones: Tombstones, name: str) -> tuple[int
             f"{storage.url}/{name}: its samples do not say who posted them, as an earlier xmodal made them",
             "forget their posts by --posts, or label the posts into a new dataset; nothing was recorded",
         )
-    unknown = index["author"].to_pylist().count("") if tombstones.authors and index.num_rows else 0
-    return int(forgotten_rows(index, tombstones).sum()), unknown
+    rows = index.filter(pa.array(forgotten_rows(index, tombstones)))
+    named = [
+        frozenset(rows[column].to_pylist()) if column in rows.column_names else frozenset() for column in ID_FIELDS
+    ]
+    return _Found(
+        samples=rows.num_rows,
+        unknown_authors=pc.sum(pc.equal(index["author"], "")).as_py() or 0
+        if tombstones.authors and index.num_rows
+        else 0,
+        names=Tombstones(named[0] & tombstones.post_ids, named[1] & tombstones.authors),
+    )
 
 
 def _has_values(index: pa.Table, column: str) -> bool:
@@ -170,11 +218,20 @@ def _has_values(index: pa.Table, column: str) -> bool:
 
 
 def _scrub(storage: Storage, tombstones: Tombstones) -> ScrubSummary:
+    return scrub(
+        storage,
+        tombstones,
+        describe_shard,
+        refuse_writers=partial(_refuse_label, storage),
+        # A run that was killed or stopped has been silent for longer, so that its temporary files are older than this.
+        leftover_age_seconds=SILENT_SECONDS / 2,
+    )
+
+
+def _refuse_label(storage: Storage) -> None:
     status = read_status(storage)
-    if status is not None and status["state"] != "stopped" and time.time() - status["updated"] <= SILENT_SECONDS:
+    if status is not None and time.time() - status["updated"] <= SILENT_SECONDS:
         raise UserError(
-            f"{storage.url}: `xmodal label` is at work on it; who is to be forgotten is recorded",
-            f"let it end, or wait for {SILENT_SECONDS:.0f} s if it was killed; then run this again to scrub",
+            f"{storage.url}: `xmodal label` is at work on it, or was just stopped; who is to be forgotten is recorded",
+            f"let it end, or wait for {SILENT_SECONDS:.0f} s if it was killed or stopped; then run this again to scrub",
         )
-    # A run that was killed has been silent for longer, so that its temporary files are older than this.
-    return scrub(storage, tombstones, describe_shard, leftover_age_seconds=SILENT_SECONDS / 2)

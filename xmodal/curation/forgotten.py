@@ -1,5 +1,6 @@
 """Which samples of a view are of posts that were forgotten since it was made."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import UserError
-from shards.index import read_index
+from shards.index import ID_FIELDS, read_index
 from shards.tombstones import Tombstones, forgotten_rows, read_tombstones
 from shards.view import View
 
@@ -16,9 +17,9 @@ MAX_CONCURRENT_INDEXES = 16
 
 
 def refuse_forgotten(view: View) -> None:
-    """Raise UserError where posts of a view were forgotten since it was made, or its shards written anew without some.
+    """Raise UserError where posts of a view were forgotten since it was made, or its shards are not there any more.
 
-    Where nothing was forgotten since, it costs a listing for each dataset; else the indexes of its shards are read.
+    Where nothing was forgotten since, it costs two listings for each dataset; else the indexes of its shards are read.
     """
     num_forgotten = int(_forgotten(view).sum())
     if num_forgotten:
@@ -36,6 +37,9 @@ def without_forgotten(view: View) -> View:
 def _forgotten(view: View) -> np.ndarray:
     """Which rows of a view are of posts to be forgotten, whichever of its datasets has to: bool `(n,)`."""
     forgotten = np.zeros(view.table.num_rows, dtype=bool)
+    places = [(shard["dataset"], shard["shard"]) for shard in view.shards.select(["dataset", "shard"]).to_pylist()]
+    # Always: a view that was made after posts were forgotten may be older than the scrub that took them out.
+    _refuse_missing(view, places)
     found = [read_tombstones(storage) for storage in view.datasets]
     if [tombstones.fingerprint for tombstones in found] == _fingerprints(view):
         return forgotten
@@ -43,7 +47,6 @@ def _forgotten(view: View) -> np.ndarray:
         frozenset().union(*(tombstones.post_ids for tombstones in found)),
         frozenset().union(*(tombstones.authors for tombstones in found)),
     )
-    places = [(shard["dataset"], shard["shard"]) for shard in view.shards.select(["dataset", "shard"]).to_pylist()]
     with ThreadPoolExecutor(MAX_CONCURRENT_INDEXES) as pool:
         keys_of_place = pool.map(lambda place: _forgotten_keys(view, place[0], place[1], everyone), places)
         keys = dict(zip(places, keys_of_place, strict=True))
@@ -66,13 +69,25 @@ def _fingerprints(view: View) -> list[str]:
     return [known.get(str(name), "") for name in names]
 
 
+def _refuse_missing(view: View, places: Sequence[tuple[int, str]]) -> None:
+    """Raise UserError where one of these shards (number of the dataset, name of the tar) is not there."""
+    there = [frozenset(storage.names(".tar")) for storage in view.datasets]
+    for dataset, shard in places:
+        if shard not in there[dataset]:
+            raise _missing(view, dataset, shard)
+
+
+def _missing(view: View, dataset: int, shard: str) -> UserError:
+    url = f"{view.datasets[dataset].url}/{shard}"
+    return UserError(
+        f"{url}: this shard of the view is not there: posts were scrubbed from it, or it is lost",
+        "run `xmodal curate` again",
+    )
+
+
 def _forgotten_keys(view: View, dataset: int, shard: str, tombstones: Tombstones) -> set[str]:
-    storage = view.datasets[dataset]
     try:
-        index = read_index(storage, shard, keep=False)
-    except FileNotFoundError:
-        raise UserError(
-            f"{storage.url}/{shard}: this shard of the view is not there: posts were scrubbed from it, or it is lost",
-            "run `xmodal curate` again",
-        ) from None
+        index = read_index(view.datasets[dataset], shard, keep=False, columns=["key", *ID_FIELDS])
+    except FileNotFoundError:  # it was scrubbed since it was looked for
+        raise _missing(view, dataset, shard) from None
     return set(index["key"].filter(pa.array(forgotten_rows(index, tombstones))).to_pylist())

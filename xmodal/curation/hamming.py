@@ -140,46 +140,6 @@ def mark_leaves(
 
 
 @njit(nogil=True, cache=True)
-def pairs_of_leaves(
-    leaves: np.ndarray,
-    ones: SortedKeys,
-    words: np.ndarray,
-    most: np.ndarray,
-    max_distance: int,
-    chunk: int,
-    begin: tuple[int, int],
-    pairs: np.ndarray,
-) -> tuple[int, tuple[int, int]]:
-    """Write to `pairs` (int32 `(m, 2)`) the places of what is near to one another in the leaves of a set and itself.
-
-    Begins with leaf `begin[0]`, row `begin[1]` of it, and ends before a row of which the pairs might not find room;
-    returns how many there are, and where to go on. A pair may be found from several chunks on; it is written at the
-    first of them.
-    """
-    num_pairs = 0
-    skipped = begin[1]
-    for number in range(begin[0], len(leaves)):
-        low, high, other_low, other_high = leaves[number]
-        for row in range(low + skipped, high):
-            first = row + 1 if low == other_low else other_low
-            if other_high - first > len(pairs) - num_pairs:
-                return num_pairs, (number, row - low)
-            if not _count_alike(ones.keys[row], ones.keys, first, other_high, most[_KEY_BITS]):
-                continue
-            for column in range(first, other_high):
-                if _popcount(ones.keys[row] ^ ones.keys[column]) <= most[_KEY_BITS]:
-                    place, other = ones.places[row], ones.places[column]
-                    if (
-                        _distance(words, place, other) <= max_distance
-                        and _first_chunk(words[place] ^ words[other], most) == chunk
-                    ):
-                        pairs[num_pairs] = place, other
-                        num_pairs += 1
-        skipped = 0
-    return num_pairs, (len(leaves), 0)
-
-
-@njit(nogil=True, cache=True)
 def unite_all(parent: np.ndarray, links: np.ndarray) -> None:
     """Unite, in a forest, the two nodes of each link (`(m, 2)`)."""
     for node, other in links:
@@ -327,25 +287,6 @@ def _distance_to_column(hash_words: np.ndarray, columns: np.ndarray, column: int
         + _popcount(hash_words[2] ^ columns[2, column])
         + _popcount(hash_words[3] ^ columns[3, column])
     )
-
-
-@njit(nogil=True, cache=True)
-def _first_chunk(differing: np.ndarray, most: np.ndarray) -> int:
-    """The first chunk from which on no key is told apart, of two hashes that differ in these bits (uint64 `(4,)`)."""
-    num_chunks = 4 * len(differing)
-    counts = np.empty(num_chunks, dtype=np.int64)
-    for chunk in range(num_chunks):
-        # Words are little-endian: the first chunk of four is the lowest.
-        shift = np.uint64(_CHUNK_BITS * (chunk % 4))
-        counts[chunk] = _popcount((differing[chunk // 4] >> shift) & np.uint64(0xFFFF))
-    for start in range(num_chunks):
-        total, fits = 0, True
-        for length in range(_KEY_BITS // _CHUNK_BITS):
-            total += counts[(start + length) % num_chunks]
-            fits = fits and total <= most[_CHUNK_BITS * (length + 1)]
-        if fits:
-            return start
-    return num_chunks
 
 
 @njit(nogil=True, cache=True)

@@ -20,7 +20,6 @@ BLOCK = 1 << 24
 """Hashes. Of more, two blocks at a time are in memory."""
 _MOST_THREADS = 8
 """Each takes up to 40 bytes for each hash of the blocks that are in memory."""
-_PAIRS_AT_A_TIME = 1 << 20
 
 _Result = TypeVar("_Result")
 
@@ -48,28 +47,6 @@ def near_groups(packed: np.ndarray, max_distance: int = MAX_DISTANCE) -> np.ndar
         hamming.unite_all(parent, links_of_blocks(block, begin, other, other_begin, max_distance, num_threads()))
     hamming.point_to_roots(parent)
     return parent
-
-
-def near_pairs(packed: np.ndarray, max_distance: int = MAX_DISTANCE) -> Iterator[np.ndarray]:
-    """All pairs of near duplicates, in arrays int64 `(m, 2)` of places, the smaller one first; each pair once.
-
-    Of pictures with equal hashes the first stands for all: it makes a pair with each of the others, and it alone makes
-    pairs with other hashes. So a thousand copies of one picture are a thousand pairs rather than half a million.
-    Whoever wants the pairs of few pictures among many asks for those of the members of groups (`near_groups`).
-    """
-    distinct = _distinct(packed, 0)
-    yield distinct.copies
-    most = hamming.most_differences(max_distance)
-    for chunk, start in enumerate(hamming.STARTS):
-        keys = hamming.sorted_keys(distinct.words, 0, len(distinct.words), start)
-        found = np.empty((max(_PAIRS_AT_A_TIME, len(keys.keys)), 2), dtype=np.int32)
-        for leaves in hamming.leaves(keys, keys, most):
-            begin = (0, 0)
-            while begin[0] < len(leaves):
-                num_found, begin = hamming.pairs_of_leaves(
-                    leaves, keys, distinct.words, most, max_distance, chunk, begin, found
-                )
-                yield np.sort(distinct.first[found[:num_found]], axis=1)
 
 
 def pairs_of_blocks(num_hashes: int, block: int) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 from shards.errors import UserError
 from shards.storage import told_to_user
 from shards.view import View, target_array
-from xmodal.curation.dropped import last_steps
+from xmodal.curation.dropped import last_steps, sample_names
 
 NOT_READ = "in none of its datasets"
 OTHER_TARGET = "other target"
@@ -49,23 +50,26 @@ class ViewDiff:
 
 
 def diff_views(before: View, after: View) -> ViewDiff:
-    """Compare two views by the keys of their samples. Raises UserError for a view that `xmodal curate` did not make."""
+    """Compare two views by their samples: those of equal key and picture (CRC-32) are the same.
+
+    Raises UserError for a view that `xmodal curate` did not make.
+    """
     changes = [
         change
-        for section in ("recipe", "inputs", "tombstones", "versions")
+        for section in ("recipe", "inputs", "benchmarks", "tombstones", "versions")
         for change in _changes(section, before.description.get(section), after.description.get(section))
         if change.name != "recipe.view"
     ]
-    one, other = (_by_key(view) for view in (before, after))
-    removed = one.filter(pc.invert(pc.is_in(one["key"], other["key"])))["key"]
-    added = other.filter(pc.invert(pc.is_in(other["key"], one["key"])))["key"]
+    one, other = (_by_sample(view) for view in (before, after))
+    removed = one.filter(pc.invert(pc.is_in(one["sample"], other["sample"])))
+    added = other.filter(pc.invert(pc.is_in(other["sample"], one["sample"])))
     altered = _altered(one, other)
     return ViewDiff(
         before=before.url,
         after=after.url,
         num_before=before.table.num_rows,
         num_after=after.table.num_rows,
-        num_same=one.num_rows - len(removed) - altered.num_rows,
+        num_same=one.num_rows - removed.num_rows - altered.num_rows,
         changes=changes,
         removed=_explained(removed, after),
         added=_explained(added, before),
@@ -77,22 +81,27 @@ def _changes(name: str, before: Any, after: Any) -> Iterator[Change]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in dict.fromkeys([*before, *after]):
             yield from _changes(f"{name}.{key}", before.get(key), after.get(key))
+    elif isinstance(before, list) and isinstance(after, list):
+        for place, (one, other) in enumerate(zip_longest(before, after)):
+            yield from _changes(f"{name}[{place}]", one, other)
     elif before != after:
         yield Change(name=name, before=before, after=after)
 
 
-def _by_key(view: View) -> pa.Table:
-    """`key`, `split` and `target` of a view's samples, in the order of the keys; the first of each key."""
-    table = view.table.select(["key", "split", "target"]).sort_by("key")
-    keys = table["key"].combine_chunks()
-    is_first = np.ones(len(keys), dtype=bool)
-    is_first[1:] = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+def _by_sample(view: View) -> pa.Table:
+    """`sample` (what it is known by), `key`, `split` and `target`, in the order of the samples; the first of equals."""
+    table = view.table.select(["key", "split", "target"])
+    names = sample_names(view.table["key"], view.table["image_crc32"])
+    table = table.append_column("sample", names).sort_by("sample")
+    names = table["sample"].combine_chunks()
+    is_first = np.ones(len(names), dtype=bool)
+    is_first[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
     return table.filter(is_first)
 
 
 def _altered(one: pa.Table, other: pa.Table) -> pa.Table:
-    one = one.filter(pc.is_in(one["key"], other["key"]))
-    other = other.filter(pc.is_in(other["key"], one["key"]))
+    one = one.filter(pc.is_in(one["sample"], other["sample"]))
+    other = other.filter(pc.is_in(other["sample"], one["sample"]))
     before, after = one["split"].combine_chunks(), other["split"].combine_chunks()
     moved = pc.not_equal(before, after)
     why = pc.if_else(moved, pc.binary_join_element_wise(before, after, " → "), OTHER_TARGET)
@@ -105,14 +114,15 @@ def _altered(one: pa.Table, other: pa.Table) -> pa.Table:
     return pa.table({"key": one["key"], "why": why}).filter(pc.or_(moved, pa.array(retargeted)))
 
 
-def _explained(keys: pa.ChunkedArray, view: View) -> pa.Table:
+def _explained(samples: pa.Table, view: View) -> pa.Table:
     """Why a view does not have these."""
     counts = view.description.get("counts", {})
     if "funnel" not in counts or "dropped" not in view.description:
         raise UserError(f"{view.url}: no view that `xmodal curate` made", "compare views that it made")
     names = [f"dropped by {step['step']}" for step in counts["funnel"]]
     names[0] = NOT_READ
-    return pa.table({"key": keys, "why": pa.array(names).take(pa.array(last_steps(view, keys)))})
+    steps = last_steps(view, samples["sample"])
+    return pa.table({"key": samples["key"], "why": pa.array(names).take(pa.array(steps))})
 
 
 def diff_text(diff: ViewDiff) -> str:

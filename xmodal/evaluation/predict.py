@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from shards.augment import eval_pixels
+from shards.batches import normalise
 from shards.decode import UndecodableImageError
 from shards.errors import UserError
-from shards.stream import normalise, padded_batches
+from shards.stream import padded_batches
 from xmodal.labels import CLASSES
 from xmodal.students import InputSpec, input_spec
 

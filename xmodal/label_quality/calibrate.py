@@ -1,6 +1,7 @@
 """A dataset and what people said of its posts → how well its teacher is calibrated, as it is and tempered."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,7 +95,8 @@ class CalibrateSummary:
 def calibrate(config: CalibrateConfig) -> CalibrateSummary:
     """Fit a temperature on one half of the posts that people judged, and judge it on the other.
 
-    Raises UserError for a dataset or a file that cannot be read, and where fewer than 20 posts are judged.
+    Posts of the same text, such as reposts, are on the same side. Raises UserError for a dataset or a file that cannot
+    be read, and where fewer than 20 posts or texts are judged.
     """
     check_outputs(config.json, config.output)
     human = read_human_labels(config.human, config.class_column)
@@ -110,63 +112,112 @@ def calibrate(config: CalibrateConfig) -> CalibrateSummary:
     is_judged = np.isin(post_ids, list(found))
     probabilities = soft_labels_of(table)[places[is_judged]]
     classes = np.array([found[post_id] for post_id in post_ids[is_judged].tolist()])
-    order = np.random.default_rng(config.seed).permutation(len(classes))
-    fitted, judged = (_Half(probabilities[rows], classes[rows]) for rows in np.array_split(order, 2))
+    texts = same_texts(probabilities)
+    num_texts = int(texts.max()) + 1
+    if num_texts < _LEAST_POSTS:
+        raise UserError(
+            f"{config.human}: its {len(classes)} posts have {num_texts} different soft labels in {config.dataset}",
+            f"{_LEAST_POSTS} or more are needed; see that the teacher tells texts from each other",
+        )
+    fitted, judged = (
+        _Half(probabilities=probabilities[rows], classes=classes[rows], texts=texts[rows])
+        for rows in halves(texts, np.random.default_rng(config.seed))
+    )
     summary = _summary(fitted, judged, num_unmatched=len(human.classes) - len(found), config=config)
     write_outputs(config.json, summary.to_json(), config.output, lambda: _page(config, summary))
     return summary
 
 
-Measure = Callable[[np.ndarray, np.ndarray], float]
-"""From probabilities `(n, 3)` and true classes `(n,)` to a number."""
+def same_texts(probabilities: np.ndarray) -> np.ndarray:
+    """Number the texts of posts by what a teacher said of them, `(n, 3)`: int64 `(n,)`, from 0, one number a text.
+
+    Most datasets hold no texts, but a teacher says the same of the same one. Posts that share a number may have texts
+    of their own: then more is held together than must be. A whole class, as given labels are, says nothing of the text.
+    """
+    # The last of six digits may be another where a text was read among others.
+    rounded = np.round(probabilities, 4)
+    _, numbers = np.unique(rounded, axis=0, return_inverse=True)
+    is_whole = probabilities.max(axis=1) == 1
+    alone = numbers.max() + 1 + np.arange(len(numbers))
+    return np.unique(np.where(is_whole, alone, numbers), return_inverse=True)[1]
 
 
-@dataclass(frozen=True)
+def halves(texts: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cut posts into two halves that share no text, given the number of each post's text. Returns the rows of each.
+
+    They are as near to equal as the posts of one text let them be; neither is empty, if there are two texts.
+    """
+    places = generator.permutation(texts.max() + 1)[texts]
+    order = np.argsort(places, kind="stable")
+    ends = np.cumsum(np.bincount(places))[:-1]
+    middle = ends[np.abs(2 * ends - len(texts) - 0.5).argmin()]  # of an odd number, the first half has one more
+    return order[:middle], order[middle:]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Half:
     """Posts with what the teacher and people say of them."""
 
     probabilities: np.ndarray
+    """As stored, `(n, 3)`."""
     classes: np.ndarray
+    """As people say, `(n,)`."""
+    texts: np.ndarray
+    """Number of each post's text, `(n,)`."""
 
-    def tempered(self, temperature: float) -> "_Half":
-        return _Half(tempered(self.probabilities, temperature), self.classes)
+    def draws(self, num_draws: int, generator: np.random.Generator) -> Iterator["_Half"]:
+        """So many bootstrap draws of as many texts as there are, each with all of its posts."""
+        order = np.argsort(self.texts, kind="stable")
+        _, starts, sizes = np.unique(self.texts[order], return_index=True, return_counts=True)
+        for _ in range(num_draws):
+            drawn = generator.integers(0, len(starts), len(starts))
+            ends = np.cumsum(sizes[drawn])
+            rows = order[np.arange(ends[-1]) + np.repeat(starts[drawn] - (ends - sizes[drawn]), sizes[drawn])]
+            yield _Half(probabilities=self.probabilities[rows], classes=self.classes[rows], texts=self.texts[rows])
 
-    def draws(self, num_draws: int, generator: np.random.Generator) -> list["_Half"]:
-        """So many bootstrap draws of as many posts as there are."""
-        size = len(self.classes)
-        rows = [generator.integers(0, size, size) for _ in range(num_draws)]
-        return [_Half(self.probabilities[drawn], self.classes[drawn]) for drawn in rows]
+    def measures(self, temperature: float, num_bins: int) -> dict[str, float]:
+        """`confidence`, `calibration_error` and `negative_log_likelihood`, once tempered."""
+        probabilities = self.tempered(temperature)
+        return {
+            "confidence": float(probabilities.max(axis=1).mean()),
+            "calibration_error": calibration_error(probabilities, self.classes, num_bins),
+            "negative_log_likelihood": negative_log_likelihood(self.probabilities, self.classes, temperature),
+        }
+
+    def accuracy(self) -> float:
+        return float((self.probabilities.argmax(axis=1) == self.classes).mean())
+
+    def tempered(self, temperature: float) -> np.ndarray:
+        # By 1 they would come out the same but for rounding, and change bins by it.
+        return self.probabilities if temperature == 1 else tempered(self.probabilities, temperature)
 
 
 def _summary(fitted: _Half, judged: _Half, *, num_unmatched: int, config: CalibrateConfig) -> CalibrateSummary:
-    measures: dict[str, Measure] = {
-        "confidence": lambda probabilities, _: float(probabilities.max(axis=1).mean()),
-        "calibration_error": lambda probabilities, classes: calibration_error(probabilities, classes, config.num_bins),
-        "negative_log_likelihood": negative_log_likelihood,
-    }
     generator = np.random.default_rng([config.seed, 1])
     temperatures = [
         fit_temperature(half.probabilities, half.classes)
-        for half in [fitted, *fitted.draws(config.num_draws, generator)]
+        for half in itertools.chain([fitted], fitted.draws(config.num_draws, generator))
     ]
-    as_it_is = [judged, *judged.draws(config.num_draws, generator)]
-    mended = [half.tempered(temperatures[0]) for half in as_it_is]
-    before, after = (
-        {name: [measure(half.probabilities, half.classes) for half in halves] for name, measure in measures.items()}
-        for halves in (as_it_is, mended)
-    )
+    sides = {"as_it_is": 1.0, "tempered": temperatures[0]}
+    accuracies: list[float] = []
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for half in itertools.chain([judged], judged.draws(config.num_draws, generator)):
+        accuracies.append(half.accuracy())
+        for side, temperature in sides.items():
+            found[side].append(half.measures(temperature, config.num_bins))
+    before, after = ({name: [measures[name] for measures in found[side]] for name in found[side][0]} for side in sides)
     return CalibrateSummary(
         num_fitted=len(fitted.classes),
         num_judged=len(judged.classes),
         num_unmatched=num_unmatched,
         temperature=_estimate(temperatures),
-        accuracy=_estimate([float((half.probabilities.argmax(axis=1) == half.classes).mean()) for half in as_it_is]),
+        accuracy=_estimate(accuracies),
         as_it_is={name: _estimate(values) for name, values in before.items()},
         tempered={name: _estimate(values) for name, values in after.items()},
-        gain={name: _estimate(np.subtract(before[name], after[name]).tolist()) for name in measures},
+        gain={name: _estimate(np.subtract(before[name], after[name]).tolist()) for name in before},
         bins={
-            name: reliability(half.probabilities, half.classes, config.num_bins)
-            for name, half in (("as_it_is", judged), ("tempered", mended[0]))
+            side: reliability(judged.tempered(temperature), judged.classes, config.num_bins)
+            for side, temperature in sides.items()
         },
     )
 

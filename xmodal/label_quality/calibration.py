@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 FLOOR = 1e-6
 """Least probability: stored labels have six digits, and one that is none would cost an infinite loss."""
@@ -16,14 +17,12 @@ _Z = 1.96  # of 95 %
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities `(n, classes)` as their logits divided by `temperature` give them: above 1 is less sure."""
-    logits = np.log(np.maximum(probabilities, FLOOR)) / temperature
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return np.exp(_log_probabilities(probabilities, temperature))
 
 
-def negative_log_likelihood(probabilities: np.ndarray, classes: np.ndarray) -> float:
-    """Mean of -log of the probability that was given to the true class, in nats."""
-    return float(-np.log(np.maximum(probabilities[np.arange(len(classes)), classes], FLOOR)).mean())
+def negative_log_likelihood(probabilities: np.ndarray, classes: np.ndarray, temperature: float = 1.0) -> float:
+    """Mean of -log of the probability that tempering gives to the true class, in nats."""
+    return float(-_log_probabilities(probabilities, temperature)[np.arange(len(classes)), classes].mean())
 
 
 def calibration_error(probabilities: np.ndarray, classes: np.ndarray, num_bins: int) -> float:
@@ -42,8 +41,9 @@ def fit_temperature(probabilities: np.ndarray, classes: np.ndarray) -> float:
 
     That is convex in 1/temperature, so that there is one valley, whatever the scale that it is looked for on.
     """
+    # Only stored probabilities are floored, never tempered ones: a floor under those would make a second valley.
     found = minimize_scalar(
-        lambda log: negative_log_likelihood(tempered(probabilities, np.exp(log)), classes),
+        lambda log: negative_log_likelihood(probabilities, classes, np.exp(log)),
         bounds=np.log(_TEMPERATURES),
         method="bounded",
         options={"xatol": 1e-6},
@@ -80,6 +80,11 @@ def reliability(probabilities: np.ndarray, classes: np.ndarray, num_bins: int) -
             )
         )
     return found
+
+
+def _log_probabilities(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    logits = np.log(np.maximum(probabilities, FLOOR)) / temperature
+    return log_softmax(logits, axis=1)
 
 
 def _bins(probabilities: np.ndarray, classes: np.ndarray, num_bins: int) -> list[tuple[int, float, float]]:

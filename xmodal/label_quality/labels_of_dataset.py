@@ -53,6 +53,9 @@ def first_of_each(names: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def teacher_of(dataset: str) -> str:
-    """The name of its teacher, with the revision."""
+    """The name of its teacher, with the revision, as far as they are recorded."""
     teacher = read_dataset(open_storage(dataset)).get("teacher")
-    return f"{teacher['name']} {teacher['revision']}" if isinstance(teacher, dict) else "a teacher that is not recorded"
+    recorded = (
+        [teacher[field] for field in ("name", "revision") if field in teacher] if isinstance(teacher, dict) else []
+    )
+    return " ".join(map(str, recorded)) or "a teacher that is not recorded"

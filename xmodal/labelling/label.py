@@ -8,19 +8,21 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from shards.dataset import ShardSummary, finish, shard_names
 from shards.errors import UserError
 from shards.generations import newest_generations
-from shards.storage import LEFTOVER_AGE_SECONDS, Storage, open_storage
+from shards.scrub_marker import refuse_scrubs
+from shards.storage import Storage, open_storage
 from shards.tombstones import Tombstones, read_tombstones
 from shards.writer import recover_failures
 from xmodal.labelling.cluster import run_on_ray
 from xmodal.labelling.config import LabelConfig, check_recipe, pin_recipe, recipe_of
 from xmodal.labelling.failures import OpenFailures
-from xmodal.labelling.progress import STATUS_NAME, InputCounts, Progress, read_status, status_text
+from xmodal.labelling.progress import InputCounts, Progress, read_status, status_text
 from xmodal.labelling.summaries import describe_shard, one_teacher
 from xmodal.labelling.task import UnitJob
 from xmodal.labelling.units import unit_name, unit_of
@@ -60,17 +62,18 @@ def label(config: LabelConfig) -> LabelSummary:
     """
     storage, dataset, posts, recipe = _open(config)
     pin_recipe(storage, recipe)
-    done = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar")).keys()
-    _check_rounds(storage, done)
     counts = InputCounts()
-    jobs = (
-        UnitJob(number=number, records=records)
-        for number, records in _read_units(config, posts, counts, read_tombstones(storage))
-        if unit_name(number) not in done
-    )
-    progress = _run(config, storage, dataset, recipe, jobs, "unit", counts)
-    _refuse_waiting_units(dataset, progress.outages, progress.broken)
-    return _finish(storage, dataset, recipe, counts, len(done))
+    with _announced(storage, "unit", counts) as progress:
+        done = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar")).keys()
+        _check_rounds(storage, done)
+        jobs = (
+            UnitJob(number=number, records=records)
+            for number, records in _read_units(config, posts, counts, read_tombstones(storage))
+            if unit_name(number) not in done
+        )
+        _run(config, dataset, recipe, jobs, progress)
+        _refuse_waiting_units(dataset, progress.outages, progress.broken)
+        return _finish(storage, dataset, recipe, counts, len(done), progress)
 
 
 def retry_failures(config: LabelConfig) -> LabelSummary:
@@ -83,27 +86,37 @@ def retry_failures(config: LabelConfig) -> LabelSummary:
     if not storage.exists("dataset.json"):
         raise UserError(f"{dataset}: this dataset is not finished", "run `xmodal label` to its end first")
     check_recipe(storage, recipe)
-    for name in shard_names(storage):
-        # A writer may have died between a shard's commit and this.
-        recover_failures(storage, name.removesuffix(".tar"))
-    failures = OpenFailures(storage)
-    done = len(shard_names(storage))
     counts = InputCounts()
-    tombstones = read_tombstones(storage)
+    with _announced(storage, "round of retries", counts) as progress:
+        for name in shard_names(storage):
+            # A writer may have died between a shard's commit and this.
+            recover_failures(storage, name.removesuffix(".tar"))
+        failures = OpenFailures(storage)
+        done = len(shard_names(storage))
+        tombstones = read_tombstones(storage)
 
-    def jobs() -> Iterator[UnitJob]:
-        for number, records in _read_units(config, posts, counts, tombstones):
-            name = unit_name(number)
-            retried = failures.retryable(name)
-            post_ids = {post_id for post_id, _ in retried}
-            # None is left where they were all forgotten meanwhile.
-            if left := [record for record in records if record.post and record.post.id in post_ids]:
-                round_number = failures.last_round(name) + 1
-                yield UnitJob(number=number, records=left, retry_round=round_number, retried=retried)
+        def jobs() -> Iterator[UnitJob]:
+            for number, records in _read_units(config, posts, counts, tombstones):
+                name = unit_name(number)
+                retried = failures.retryable(name)
+                post_ids = {post_id for post_id, _ in retried}
+                # None is left where they were all forgotten meanwhile.
+                if left := [record for record in records if record.post and record.post.id in post_ids]:
+                    round_number = failures.last_round(name) + 1
+                    yield UnitJob(number=number, records=left, retry_round=round_number, retried=retried)
 
-    progress = _run(config, storage, dataset, recipe, jobs(), "round of retries", counts)
-    _refuse_waiting_units(dataset, [], progress.broken)
-    return _finish(storage, dataset, recipe, counts, done)
+        _run(config, dataset, recipe, jobs(), progress)
+        _refuse_waiting_units(dataset, [], progress.broken)
+        return _finish(storage, dataset, recipe, counts, done, progress)
+
+
+@contextmanager
+def _announced(storage: Storage, what: str, counts: InputCounts) -> Iterator[Progress]:
+    """Tell that this run is under way. Raises UserError while posts are being scrubbed from the dataset."""
+    refuse_scrubs(storage)  # before it is told, since that would end them
+    with Progress(storage, what, counts) as progress:
+        refuse_scrubs(storage)  # after it, since one may have begun meanwhile that has not seen it
+        yield progress
 
 
 def _check_rounds(storage: Storage, done: Collection[str]) -> None:
@@ -147,25 +160,16 @@ def _open(config: LabelConfig) -> tuple[Storage, str, list[str], dict[str, Any]]
 
 
 def _run(
-    config: LabelConfig,
-    storage: Storage,
-    dataset: str,
-    recipe: dict[str, Any],
-    jobs: Iterator[UnitJob],
-    what: str,
-    counts: InputCounts,
-) -> Progress:
+    config: LabelConfig, dataset: str, recipe: dict[str, Any], jobs: Iterator[UnitJob], progress: Progress
+) -> None:
     """Have the jobs done and the progress shown."""
     if config.media_folder is not None:
         config = replace(config, media_folder=os.path.abspath(config.media_folder))  # tasks run in other folders
-    with Progress(storage, what, counts) as progress:
-        first = next(jobs, None)
-        if first is None:
-            log.info("%s: nothing is left to do", dataset)
-        else:
-            all_jobs = progress.watching(itertools.chain([first], jobs))
-            run_on_ray(config, dataset, recipe, all_jobs, progress.ended)
-    return progress
+    first = next(jobs, None)
+    if first is None:
+        log.info("%s: nothing is left to do", dataset)
+    else:
+        run_on_ray(config, dataset, recipe, progress.watching(itertools.chain([first], jobs)), progress.ended)
 
 
 def _refuse_waiting_units(dataset: str, outages: Sequence[str], broken: Sequence[str]) -> None:
@@ -184,8 +188,15 @@ def _refuse_waiting_units(dataset: str, outages: Sequence[str], broken: Sequence
 
 
 def _finish(
-    storage: Storage, dataset: str, recipe: dict[str, Any], counts: InputCounts, shards_there_before: int
+    storage: Storage,
+    dataset: str,
+    recipe: dict[str, Any],
+    counts: InputCounts,
+    shards_there_before: int,
+    progress: Progress,
 ) -> LabelSummary:
+    progress.finishing()
+    refuse_scrubs(storage)  # one may have begun while this run could not reach the dataset to say that it lives
     check_recipe(storage, recipe)  # a run with other settings may have begun at the same time
     shards = finish(
         storage,
@@ -196,8 +207,6 @@ def _finish(
             "rejected": dict(sorted(counts.rejected.items())),
         },
     )
-    storage.delete(STATUS_NAME)
-    storage.discard_leftovers(LEFTOVER_AGE_SECONDS, {STATUS_NAME})
     reasons, retryable = OpenFailures(storage).count()
     return LabelSummary(
         dataset=dataset,
@@ -242,4 +251,4 @@ def _read_units(
 
 def _is_forgotten(record: PostRecord, tombstones: Tombstones) -> bool:
     post = record.post
-    return tombstones.hold(post.id, post.author) if post else tombstones.hold(record.post_id, None)
+    return tombstones.hold(post.id, post.author) if post else tombstones.hold(record.post_id, record.author)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
-from shards.storage import Storage
+from shards.storage import LEFTOVER_AGE_SECONDS, Storage
 from xmodal.labelling.task import UnitJob, UnitResult
 from xmodal.posts.readers import ReadShare
 
@@ -48,7 +48,11 @@ class InputCounts:
 
 
 class Progress:
-    """Counts what the driver hands out and what comes back. Use it as a context."""
+    """Counts what the driver hands out and what comes back, and tells that a run is under way for as long as it is.
+
+    Use it as a context, around all that writes to the dataset: its status file is there from the first moment to the
+    last, and kept fresh meanwhile. After an error it stays, and says that the run was stopped.
+    """
 
     def __init__(self, storage: Storage, what: str, counts: InputCounts) -> None:
         self._storage = storage
@@ -64,20 +68,37 @@ class Progress:
         """Jobs that wait for their pictures, and why."""
         self.broken: list[str] = []
         """Jobs that an error ended, and which."""
+        self._state = "running"
         self._bar = tqdm(unit=" units", file=sys.stderr, dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Progress":
+        self._write()
         self._writer.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
         self._writer.join()
+        if self._state == "running":
+            self._all_ended()
+        if kind:
+            self._state = "stopped"
+            self._write()
+        else:
+            self._storage.delete(STATUS_NAME)
+            self._storage.discard_leftovers(LEFTOVER_AGE_SECONDS, {STATUS_NAME})
+
+    def finishing(self) -> None:
+        """No more jobs: what is left to do is the summaries of the dataset."""
+        self._all_ended()
+        self._state = "finishing"
+        self._write()
+
+    def _all_ended(self) -> None:
         if self._bar:
             self._bar.close()
         if self._committed:
             self._tell()
-        self._write("stopped" if kind or self.outages or self.broken else "finishing")
 
     def watching(self, jobs: Iterator[UnitJob]) -> Iterator[UnitJob]:
         """The same jobs, counted as they are handed out."""
@@ -126,14 +147,12 @@ class Progress:
 
     def _write_now_and_then(self) -> None:
         """In a thread of its own: between two units that end, many minutes may pass."""
-        while True:
-            self._write("running")
-            if self._ended.wait(_STATUS_SECONDS):
-                return
+        while not self._ended.wait(_STATUS_SECONDS):
+            self._write()
 
-    def _write(self, state: str) -> None:
+    def _write(self) -> None:
         status = {
-            "state": state,
+            "state": self._state,
             "started": round(self._started),
             "updated": round(time.time()),
             "posts_read": self._read.posts,

@@ -92,10 +92,10 @@ def unit_media(
     for record in records:
         post = record.post
         if post is None:
-            unusable.append(_record_failure(record, record.post_id, record.reason or ""))
+            unusable.append(_record_failure(record, record.post_id, record.author, record.reason or ""))
         elif post.id in seen:
             # Two samples of one key in one tar would be read as one.
-            unusable.append(_record_failure(record, post.id, "duplicate_post", post.author))
+            unusable.append(_record_failure(record, post.id, post.author, "duplicate_post"))
         else:
             seen.add(post.id)
             for number, picture in enumerate(post.media):
@@ -169,7 +169,7 @@ def failure_record(
     }
 
 
-def _record_failure(record: PostRecord, post_id: str | None, reason: str, author: str | None = None) -> dict[str, Any]:
+def _record_failure(record: PostRecord, post_id: str | None, author: str | None, reason: str) -> dict[str, Any]:
     return failure_record(
         post_id=post_id, author=author, reason=reason, file=record.file, line=record.line, detail=record.detail
     )

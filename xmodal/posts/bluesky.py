@@ -78,7 +78,7 @@ def _view_post(view: Any) -> Post | UnreadablePostError:
         return UnreadablePostError("not_a_post", "uri: missing, or not that of a post")
     did, record_key = place.groups()
     if view.get("notFound") or view.get("blocked"):
-        return UnreadablePostError("not_a_post", "notFound or blocked", f"{did}/{record_key}")
+        return UnreadablePostError("not_a_post", "notFound or blocked", f"{did}/{record_key}", did)
     return _post_or_error(did, record_key, view.get("record"), view=view.get("embed"), reposted=reposted)
 
 

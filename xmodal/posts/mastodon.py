@@ -49,17 +49,19 @@ def mastodon_post(record: Any) -> Post:
     shown = as_object(record.get("reblog")) or record
     post_id = record.get("id")
     post_id = post_id if isinstance(post_id, str) else None
+    author = as_object(record.get("account")).get("acct")
+    named = (post_id, author if isinstance(author, str) else None)
     for status in (record, shown):
         if status.get("visibility") not in ("public", "unlisted"):
-            raise UnreadablePostError("not_public", "visibility: neither public nor unlisted", post_id)
+            raise UnreadablePostError("not_public", "visibility: neither public nor unlisted", *named)
     return parse_post(
         {
             "id": record.get("id"),
-            "text": _plain_text(shown.get("content"), post_id),
+            "text": _plain_text(shown.get("content"), *named),
             "media": _media(shown.get("media_attachments")),
             "lang": shown.get("language"),
             "created_at": record.get("created_at"),
-            "author": as_object(record.get("account")).get("acct"),
+            "author": author,
             "source": "mastodon",
             "kind": _kind(record),
         }
@@ -89,11 +91,12 @@ def _media_entry(attachment: Any) -> Any:
     }
 
 
-def _plain_text(content: Any, post_id: str | None) -> Any:
+def _plain_text(content: Any, post_id: str | None, author: str | None) -> Any:
     if not isinstance(content, str):
         return content
     if len(content) > MAX_HTML_LENGTH:
-        raise UnreadablePostError("bad_post", f"content: longer than {MAX_HTML_LENGTH} characters", post_id)
+        detail = f"content: longer than {MAX_HTML_LENGTH} characters"
+        raise UnreadablePostError("bad_post", detail, post_id, author)
     reader = _TextOfHtml()
     reader.feed(_NO_TAG.sub("&lt;", content))
     reader.close()

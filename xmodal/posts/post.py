@@ -29,12 +29,15 @@ UNREADABLE = {
 
 
 class UnreadablePostError(Exception):
-    """A record that is no post. `reason` is a key of UNREADABLE; `detail` names the field, and shows nothing of it."""
+    """A record that is no post. `reason` is a key of UNREADABLE; `detail` names the field, and shows nothing of it.
 
-    def __init__(self, reason: str, detail: str, post_id: str | None = None) -> None:
+    `post_id` and `author` are there to be forgotten by, where the record names them.
+    """
+
+    def __init__(self, reason: str, detail: str, post_id: str | None = None, author: str | None = None) -> None:
         assert reason in UNREADABLE, reason
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail, self.post_id = reason, detail, post_id
+        self.reason, self.detail, self.post_id, self.author = reason, detail, post_id, author
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +93,20 @@ def parse_post(record: Any) -> Post:
         raise UnreadablePostError("bad_post", "id: missing, or neither text nor a whole number")
     if len(encode_id(post_id)) > MAX_ENCODED_ID_LENGTH:
         raise UnreadablePostError("bad_post", f"id: longer than {MAX_ENCODED_ID_LENGTH} characters")
+    author = _optional_text(record.get("author"))
     text = record.get("text")
     if text is not None and not isinstance(text, str):
-        raise UnreadablePostError("bad_post", "text: not text", post_id)
+        raise UnreadablePostError("bad_post", "text: not text", post_id, author)
     if not text or not text.strip():
-        raise UnreadablePostError("no_text", "text: missing or empty", post_id)
-    media = _parse_media(record.get("media"), post_id)
-    optional = {name: _optional_text(record.get(name)) for name in ("lang", "created_at", "author", "source")}
+        raise UnreadablePostError("no_text", "text: missing or empty", post_id, author)
+    media = _parse_media(record.get("media"), post_id, author)
+    optional = {name: _optional_text(record.get(name)) for name in ("lang", "created_at", "source")}
     return Post(
         id=post_id,
         text=_clean(text),
         media=media,
-        kind=_parse_kind(record.get("kind"), post_id),
+        author=author,
+        kind=_parse_kind(record.get("kind"), post_id, author),
         label=parse_label(record.get("label")),
         **optional,
     )
@@ -113,11 +118,11 @@ def post_record(post: Post) -> dict[str, Any]:
     return {name: value for name, value in record.items() if value is not None}
 
 
-def _parse_media(records: Any, post_id: str) -> tuple[Media, ...]:
+def _parse_media(records: Any, post_id: str, author: str | None) -> tuple[Media, ...]:
     if records is None or records == []:
-        raise UnreadablePostError("no_media", "media: missing or empty", post_id)
+        raise UnreadablePostError("no_media", "media: missing or empty", post_id, author)
     if not isinstance(records, list):
-        raise UnreadablePostError("bad_post", "media: not a list", post_id)
+        raise UnreadablePostError("bad_post", "media: not a list", post_id, author)
     return tuple(_parse_entry(entry) for entry in records)
 
 
@@ -130,14 +135,14 @@ def _parse_entry(entry: Any) -> Media:
     return Media(url=_clean(url) if isinstance(url, str) else "", type=kind if isinstance(kind, str) else "unknown")
 
 
-def _parse_kind(value: Any, post_id: str) -> PostKind:
+def _parse_kind(value: Any, post_id: str, author: str | None) -> PostKind:
     """A kind that is not known is no detail that a post can do without: those who leave out reposts rely on it."""
     for kind in get_args(PostKind):
         if value == kind:
             return kind
     if value is None:
         return "post"
-    raise UnreadablePostError("bad_post", f"kind: not one of {', '.join(get_args(PostKind))}", post_id)
+    raise UnreadablePostError("bad_post", f"kind: not one of {', '.join(get_args(PostKind))}", post_id, author)
 
 
 def _optional_text(value: Any) -> str | None:

@@ -28,6 +28,8 @@ class PostRecord:
     detail: str | None = None
     """Which field could not be read, and why; nothing of what it holds."""
     post_id: str | None = None
+    author: str | None = None
+    """Where there is no post; like `post_id`, to be forgotten by."""
     file: str | None = None
     """The file, below the folder that all files of the input lie in."""
 
@@ -70,6 +72,7 @@ def read_posts(
                 reason=found.reason,
                 detail=found.detail,
                 post_id=found.post_id,
+                author=found.author,
                 file=names[path],
             )
 
@@ -114,6 +117,7 @@ def labelled(records: Iterable[PostRecord]) -> Iterator[PostRecord]:
                 reason="no_label",
                 detail=detail,
                 post_id=record.post.id,
+                author=record.post.author,
                 file=record.file,
             )
         else:

@@ -61,7 +61,8 @@ def _tweet_post(
         }
     )
     if all(entry.type == "missing" for entry in post.media):
-        raise UnreadablePostError("media_not_included", "includes.media: has none of attachments.media_keys", post.id)
+        detail = "includes.media: has none of attachments.media_keys"
+        raise UnreadablePostError("media_not_included", detail, post.id, post.author)
     return post
 
 

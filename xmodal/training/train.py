@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 import xmodal
+from shards.batches import Batch, normalise
 from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import LocalStorage
-from shards.stream import Batch, EvalStream, TrainStream, normalise, told_of_lost_workers
+from shards.stream import EvalStream, TrainStream, told_of_lost_workers
 from shards.view import View, open_view, target_array
 from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import InputSpec, create_student, export_student, input_spec
