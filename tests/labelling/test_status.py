@@ -1,10 +1,17 @@
 """`xmodal label --status`: how far a run is, by what lies in its dataset."""
 
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
+import termios
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import label_command
@@ -121,3 +128,55 @@ def test_a_dataset_tells_how_far_its_run_is_while_it_runs_and_that_it_is_finishe
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert status(dataset).stdout == f"{dataset}: finished, 2 shards\n"
+
+
+def on_a_terminal(command: list[str], variables: dict[str, str]) -> tuple[int, str]:
+    """Run a command to its end. Returns its exit code and what the terminal was told."""
+    terminal, side_of_command = pty.openpty()
+    fcntl.ioctl(side_of_command, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    told: list[bytes] = []
+
+    def read() -> None:
+        # At its end a terminal is an error on Linux, and empty elsewhere.
+        with suppress(OSError):
+            while piece := os.read(terminal, 1 << 16):
+                told.append(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    process = subprocess.Popen(
+        command, cwd=label_command.ROOT, env=variables, stderr=side_of_command, stdout=subprocess.DEVNULL
+    )
+    os.close(side_of_command)
+    try:
+        code = process.wait(150)
+        reader.join(30)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    return code, b"".join(told).decode()
+
+
+def test_the_bar_of_a_run_that_goes_on_counts_the_units_that_are_left(tmp_path, ray_folder):
+    (tmp_path / "a.jpg").write_bytes(made.jpeg())
+    # Long ones: a file is read in pieces, of which a unit is to take many.
+    posts = [{"id": str(number), "text": "good day " * 1000, "media": ["a.jpg"]} for number in range(120)]
+    dataset = tmp_path / "dataset"
+    command = [*label_command.LABEL, f"--posts={label_command.write_posts(tmp_path / 'posts.jsonl', posts)}"]
+    command += [f"--dataset={dataset}", f"--media_folder={tmp_path}", "--posts_per_unit=10", "--max_units_in_flight=1"]
+    variables = label_command.environment(ray_folder)
+    code, told = on_a_terminal(command, variables)
+    assert code == 0, told
+    assert set(totals(told)) == {12}
+    for path in dataset.iterdir():
+        if path.name == "dataset.json" or path.name.startswith(("000009", "000010", "000011")):
+            path.unlink()
+    code, told = on_a_terminal(command, variables)
+    assert code == 0, told
+    assert set(totals(told)) == {3}
+
+
+def totals(told: str) -> list[int]:
+    """Of how many units the bar speaks."""
+    return [int(total) for total in re.findall(r"\d+/(\d+) \[", told)]

@@ -92,6 +92,9 @@ async def open_session(config: FetchConfig) -> AsyncIterator[aiohttp.ClientSessi
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
     ) as session:
+        # A request of its own accord, after a connection that was closed, would pass no gate and count as no try; there
+        # is no option for it.
+        session._retry_connection = False
         yield session
 
 
