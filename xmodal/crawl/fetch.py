@@ -253,6 +253,8 @@ class _Fetcher:
         self._session, self._config, self._pictures, self._gate = session, config, pictures, gate
         self._decoders, self._room = decoders, room
         self._slots = _Slots(config.max_concurrent)
+        self._answered: dict[str, float] = {}
+        """Host → when it last gave an answer, be it an error."""
 
     async def fetch(self, url: str) -> FetchResult:
         """Try until there is a picture, or no further try is worth it."""
@@ -351,12 +353,22 @@ class _Fetcher:
         """The answer to one request; whatever comes of it, the gate is told."""
         config = self._config
         seconds = min(config.total_seconds - effort.seconds_of_try, config.max_seconds_per_picture - effort.seconds)
+        had_its_time = seconds >= min(config.idle_seconds, config.total_seconds)
         start = time.monotonic()
         try:
             # At least a moment: to aiohttp, no time at all means no limit.
             answer = await request(self._session, url, max(seconds, 0.001), config)
         except FailedTryError as failure:
-            failure.counts = await self._gate.leave(host, answered=failure.answered, retry_after=failure.retry_after)
+            if failure.answered:
+                self._answered[host] = time.monotonic()
+            answered, is_silent = failure.answered, failure.answered is None and had_its_time
+            if is_silent and effort.failures == 0 and self._answered.get(host, 0.0) < start:
+                # All of the host is silent, not this picture alone. One that has failed before may be the cause itself:
+                # the last ones of a unit are those that never come.
+                answered = False
+            failure.counts = await self._gate.leave(host, answered=answered, retry_after=failure.retry_after)
+            if is_silent:
+                failure.counts = True  # else it would be asked for without end
             raise
         except Exception as error:  # noqa: BLE001  whatever a hostile answer trips over costs its own picture alone
             await self._gate.leave(host, answered=None)
@@ -369,6 +381,7 @@ class _Fetcher:
             spent = time.monotonic() - start
             effort.seconds += spent
             effort.seconds_of_try += spent
+        self._answered[host] = time.monotonic()
         await self._gate.leave(host, answered=True)
         return answer
 
