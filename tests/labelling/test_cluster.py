@@ -116,6 +116,10 @@ def test_without_a_setting_two_jobs_for_each_processor_are_in_flight(ray):
     assert _Limit(ray, 0).now() == 2 * int(ray.cluster_resources()["CPU"])
 
 
+def test_there_are_more_where_several_share_a_processor(ray):
+    assert _Limit(ray, 0, 0.25).now() == 8 * int(ray.cluster_resources()["CPU"])
+
+
 def test_a_gate_that_is_lost_is_not_told_to_be_the_teacher(ray):
     gate = _start_gate(ray, PolitenessConfig())
     ray.get(gate.forget.remote("nobody"))

@@ -116,7 +116,8 @@ def run_on_ray(
 
     with ray_session(config.ray_address), _telling_what_died(ray):
         submit = _submitter(ray, config, dataset, recipe)
-        _run_jobs(submit, _Limit(ray, config.max_units_in_flight), jobs, _Finished(ray, on_result))
+        limit = _Limit(ray, config.max_units_in_flight, config.cpus_per_unit)
+        _run_jobs(submit, limit, jobs, _Finished(ray, on_result))
 
 
 @contextmanager
@@ -150,15 +151,15 @@ def _run_jobs(
 
 
 class _Limit:
-    """How many jobs may be in flight: what the config says, or two for each processor that the cluster has by now."""
+    """How many jobs may be in flight: what the config says, or twice as many as the cluster has processors for."""
 
-    def __init__(self, ray: Any, configured: int) -> None:
-        self._ray, self._configured = ray, configured
+    def __init__(self, ray: Any, configured: int, cpus_per_unit: float = 1.0) -> None:
+        self._ray, self._configured, self._cpus_per_unit = ray, configured, cpus_per_unit
         self._limit, self._looked = configured, float("-inf")
 
     def now(self) -> int:
         if not self._configured and time.monotonic() - self._looked > _SIZE_SECONDS:
-            self._limit = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            self._limit = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1) / self._cpus_per_unit))
             self._looked = time.monotonic()
         return self._limit
 
@@ -201,7 +202,7 @@ def _submitter(ray: Any, config: LabelConfig, dataset: str, recipe: dict[str, An
     else:
         teachers, identity = _start_teachers(ray, config.teacher)
     gate = _start_gate(ray, config.politeness) if config.politeness.has_limits else None
-    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_run_job)
+    task = ray.remote(num_cpus=config.cpus_per_unit, max_retries=_TASK_RETRIES)(_run_job)
 
     def submit(job: UnitJob) -> Any:
         return task.remote(config, dataset, recipe, job, teachers[job.number % len(teachers)], identity, gate)
