@@ -81,6 +81,10 @@ def test_biases_norms_and_what_the_model_exempts_are_not_decayed():
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas"),
         (lambda: LossConfig(label_smoothing=0.2), "label_smoothing"),
         (lambda: LossConfig(kind="hard", temperature=2.0), "temperature"),
+        (lambda: LossConfig(hard_share=0.5), "hard_share"),
+        (lambda: LossConfig(kind="mixed"), "hard_share"),
+        (lambda: LossConfig(kind="mixed", hard_share=1.0), "hard_share"),
+        (lambda: LossConfig(confidence_power=-1.0), "confidence_power"),
         (lambda: TrainConfig(view="v", output="o", epochs=0), "epochs"),
     ],
 )

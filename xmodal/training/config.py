@@ -14,22 +14,34 @@ from xmodal.students import StudentConfig
 class LossConfig:
     """What the student is asked to match."""
 
-    kind: Literal["soft", "hard"] = "soft"
-    """`soft`: cross-entropy against the teacher's probabilities. `hard`: against its most probable class."""
+    kind: Literal["soft", "hard", "mixed"] = "soft"
+    """`soft`: cross-entropy against the teacher's probabilities. `hard`: against its most probable class. `mixed`: the
+    mean of both, weighted by `hard_share`."""
+    hard_share: float = 0.0
+    """For `mixed`: weight of the hard loss; the soft one has the rest."""
     temperature: float = 1.0
-    """For `soft`: flattens both sides; above 1 the small probabilities count more (Hinton et al. 2015)."""
+    """For `soft` and `mixed`: flattens both sides of the soft loss; above 1 the small probabilities count more (Hinton
+    et al. 2015)."""
     label_smoothing: float = 0.0
-    """For `hard`: mass spread evenly over the classes (the paper: 0.2)."""
+    """For `hard` and `mixed`: mass of the hard loss spread evenly over the classes (the paper: 0.2)."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: each class weighs as if the view held equally much of all three."""
+    confidence_power: float = 0.0
+    """Each sample weighs as the teacher's confidence to this power, their mean over the view being 1: with 1, one that
+    the teacher gives 0.9 weighs twice as much as one of 0.45. 0: all weigh the same."""
 
     def __post_init__(self) -> None:
         require_range(self, "temperature", above=0)
-        require_range(self, "label_smoothing", least=0, below=1)
+        require_range(self, "hard_share", "label_smoothing", least=0, below=1)
+        require_range(self, "confidence_power", least=0)
         if self.kind == "soft" and self.label_smoothing:
             raise ConfigError("label_smoothing", self.label_smoothing, "has no effect on soft labels; leave it at 0")
         if self.kind == "hard" and self.temperature != 1:
             raise ConfigError("temperature", self.temperature, "has no effect on hard labels; leave it at 1")
+        if self.kind != "mixed" and self.hard_share:
+            raise ConfigError("hard_share", self.hard_share, "has an effect with kind: mixed alone; leave it at 0")
+        if self.kind == "mixed" and not self.hard_share:
+            raise ConfigError("hard_share", self.hard_share, "leaves nothing to mix; raise it, or choose kind: soft")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from xmodal.training.engine import (
     resolve_deepspeed_config,
     set_learning_rate,
 )
-from xmodal.training.losses import balanced_class_weights, matched_targets, sample_losses, teacher_entropy
+from xmodal.training.losses import DistillationLoss, teacher_entropy
 from xmodal.training.ranks import Ranks, start_process_group
 from xmodal.training.schedule import learning_rate
 from xmodal.training.step_log import StepClock, StepLog, memory_gib
@@ -92,7 +92,7 @@ class _Run:
         )
         self.schedule_steps = config.epochs * self.stream.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.max_steps or self.schedule_steps)
-        self.class_weights = _class_weights(view, config)
+        self.loss = DistillationLoss(config.loss, torch.from_numpy(target_array(view.split("train").rows)))
         deepspeed_config = resolve_deepspeed_config(
             config.deepspeed,
             global_batch_size=config.global_batch_size,
@@ -183,7 +183,7 @@ class _Run:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns the loss, detached."""
         logits = self.engine(self._pixels(batch))
         targets = batch.targets.to(logits.device)
-        loss = sample_losses(logits, targets, self.config.loss, self.class_weights).mean()
+        loss = self.loss(logits, targets).mean()
         self.engine.backward(loss)
         self.engine.step()
         return loss.detach()
@@ -241,7 +241,7 @@ class _Run:
     def _validation_sums(self, batch: Batch) -> torch.Tensor:
         logits = self.engine(self._pixels(batch)).float()
         targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
-        losses = sample_losses(logits, targets, self.config.loss, self.class_weights)
+        losses = self.loss(logits, targets)
         cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
         rows = torch.stack(
             [
@@ -267,13 +267,6 @@ class _Run:
         }
         export_student(model, str(self.folder / "student"), crop_share=self.spec.crop_share, provenance=provenance)
         log.info("student exported to %s", self.folder / "student")
-
-
-def _class_weights(view: View, config: TrainConfig) -> torch.Tensor | None:
-    if config.loss.class_weights == "none":
-        return None
-    targets = torch.from_numpy(target_array(view.split("train").rows))
-    return balanced_class_weights(matched_targets(targets, config.loss))
 
 
 _MAY_CHANGE = {
