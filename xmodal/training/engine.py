@@ -13,6 +13,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import safe_get_full_fp32_param
+from timm.optim import param_groups_layer_decay
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
@@ -75,15 +76,28 @@ def resolve_deepspeed_config(
     return config
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """All parameters in two groups: decayed, and not (biases, norms, and those that the model names itself)."""
+def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """All parameters, those decayed apart from those that are not (biases, norms, and what the model names itself).
+
+    With a `layer_decay` below 1, the groups of each layer have an `lr_scale`: its share of the learning rate.
+    """
     named_by_model: Callable[[], Iterable[str]] = getattr(model, "no_weight_decay", tuple)
     exempt = set(named_by_model())
+    if layer_decay < 1:
+        return param_groups_layer_decay(model, weight_decay, exempt, layer_decay=layer_decay)
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def create_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of all of a model's parameters, at a rate of 0: `set_learning_rate` before each step."""
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    if config.kind == "radam":
+        return torch.optim.RAdam(groups, lr=0.0, betas=config.betas, decoupled_weight_decay=True)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
 
 
 def create_engine(
@@ -95,21 +109,21 @@ def create_engine(
     """
     # Without ZeRO, DeepSpeed takes a step when it is made, to have the optimizer's state: at a rate of 0 it changes no
     # weight, and the state is dropped, since it would count that step.
-    adamw = torch.optim.AdamW(parameter_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas)
+    base = create_optimizer(model, optimizer)
     try:
-        engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=deepspeed_config)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=base, config=deepspeed_config)
     except _DEEPSPEED_ERRORS as error:
         message = " ".join(str(error).split())
         raise UserError(f"{deepspeed_file}: DeepSpeed refuses it: {message}", _USE_OURS) from error
     if engine.zero_optimization_stage() == 0:
-        adamw.state.clear()
+        base.state.clear()
     return engine
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Use `rate` for the coming optimizer step."""
+    """Use `rate` for the coming optimizer step, or each layer's share of it."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def gradient_norm(engine: Any) -> float | None:

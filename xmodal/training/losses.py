@@ -89,8 +89,8 @@ def balanced_class_weights(targets: torch.Tensor, sample_weights: torch.Tensor |
     """Weights `(classes,)` by which each class's total mass becomes equal, and the total mass stays what it was.
 
     `targets` `(n, classes)` are what is matched in the whole split; `sample_weights` `(n,)` say how much each sample
-    counts. A class that has no mass gets weight 0. For one class each, they are
-    scikit-learn's "balanced" ones.
+    counts. A class that has no mass gets weight 0. For one class each, they are scikit-learn's
+    "balanced" ones.
     """
     masses = targets.double() if sample_weights is None else targets.double() * sample_weights.double()[:, None]
     mass = masses.sum(dim=0)
