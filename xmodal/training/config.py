@@ -95,6 +95,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 10
     """Passes over the view's train split."""
+    frozen_epochs: int = 0
+    """In so many of these epochs, the first ones, only the head learns. Then all layers do; the optimizer, its warm-up
+    and its decay begin anew, as in a second run that starts from the weights of the first."""
     max_steps: int = 0
     """Stop after so many optimizer steps, the learning rate being what it is then; 0 for no such limit."""
     global_batch_size: int = 256
@@ -114,3 +117,4 @@ class TrainConfig:
         require_range(self, "epochs", "global_batch_size", "log_every_steps", "keep_checkpoints", least=1)
         require_range(self, "max_steps", "micro_batch_size", "checkpoint_every_epochs", least=0)
         require_range(self, "seed", least=0, below=2**31)
+        require_range(self, "frozen_epochs", least=0, most=self.epochs)

@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from timm.optim import param_groups_layer_decay
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
+from xmodal.students import classifiers
 from xmodal.training.config import OptimizerConfig
 
 # DeepSpeed calls what newer torch renamed, at every step.
@@ -77,19 +79,52 @@ def resolve_deepspeed_config(
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """All parameters, those decayed apart from those that are not (biases, norms, and what the model names itself).
+    """All parameters, those decayed apart from those that are not (biases, norms, and what the model names itself), and
+    the head's (`in_head`) apart from the backbone's.
 
     With a `layer_decay` below 1, the groups of each layer have an `lr_scale`: its share of the learning rate.
     """
     named_by_model: Callable[[], Iterable[str]] = getattr(model, "no_weight_decay", tuple)
     exempt = set(named_by_model())
     if layer_decay < 1:
-        return param_groups_layer_decay(model, weight_decay, exempt, layer_decay=layer_decay)
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = param_groups_layer_decay(model, weight_decay, exempt, layer_decay=layer_decay)
+    else:
+        decayed: list[torch.nn.Parameter] = []
+        plain: list[torch.nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    head = _head_parameters(model)
+    return [
+        {**group, "params": parameters, "in_head": in_head}
+        for group in groups
+        for in_head in (False, True)
+        if (parameters := [parameter for parameter in group["params"] if (parameter in head) == in_head])
+    ]
+
+
+def _head_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    return {parameter for head in classifiers(model) for parameter in head.parameters()}
+
+
+@contextmanager
+def frozen_backbone(module: torch.nn.Module) -> Iterator[None]:
+    """Within it no gradient goes to the backbone, which is in evaluation mode: neither drop path nor running means.
+
+    Outside of it DeepSpeed sees all parameters as trained ones, so checkpoints and exports are those of any other run.
+    """
+    head = _head_parameters(module)
+    frozen = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter not in head]
+    module.eval()
+    for classifier in classifiers(module):
+        classifier.train()
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def create_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -120,10 +155,20 @@ def create_engine(
     return engine
 
 
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """Use `rate` for the coming optimizer step, or each layer's share of it."""
+def set_learning_rate(engine: Any, rate: float, *, head_only: bool = False) -> None:
+    """Use `rate` for the coming optimizer step, or each layer's share of it; `head_only`: 0 for the backbone.
+
+    A rate of 0 keeps the decay of weights from those that have no gradient, too.
+    """
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        group["lr"] = rate * group.get("lr_scale", 1.0) if group["in_head"] or not head_only else 0.0
+
+
+def restart_optimizer(engine: Any) -> None:
+    """Forget the gradients so far, as a new optimizer would."""
+    for state in engine.basic_optimizer.state.values():
+        for value in state.values():
+            value.zero_()
 
 
 def gradient_norm(engine: Any) -> float | None:

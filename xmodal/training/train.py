@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,17 @@ from xmodal.training.config import TrainConfig
 from xmodal.training.engine import (
     average_buffers,
     create_engine,
+    frozen_backbone,
     full_weights,
     gradient_norm,
     micro_batches_per_step,
     resolve_deepspeed_config,
+    restart_optimizer,
     set_learning_rate,
 )
 from xmodal.training.losses import DistillationLoss, teacher_entropy
 from xmodal.training.ranks import Ranks, start_process_group
-from xmodal.training.schedule import learning_rate
+from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, memory_gib
 
 log = logging.getLogger(__name__)
@@ -91,6 +94,7 @@ class _Run:
             micro_batches=micro_batches,
         )
         self.schedule_steps = config.epochs * self.stream.steps_per_epoch
+        self.frozen_steps = config.frozen_epochs * self.stream.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.max_steps or self.schedule_steps)
         self.loss = DistillationLoss(config.loss, torch.from_numpy(target_array(view.split("train").rows)))
         deepspeed_config = resolve_deepspeed_config(
@@ -131,7 +135,8 @@ class _Run:
             )
         while self.step < self.total_steps:
             epoch = self.stream.epoch
-            self._train_epoch()
+            with self._phase():
+                self._train_epoch()
             average_buffers(self.engine.module, self.ranks.world_size)
             self._validate(epoch)
             if self._is_checkpoint_due(epoch):
@@ -152,9 +157,17 @@ class _Run:
         every = self.config.checkpoint_every_epochs
         return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
 
+    def _phase(self) -> AbstractContextManager[None]:
+        """What the coming epoch's steps are to be done in."""
+        self.engine.train()
+        if self.step < self.frozen_steps:
+            return frozen_backbone(self.engine.module)
+        if self.step == self.frozen_steps:
+            restart_optimizer(self.engine)
+        return nullcontext()
+
     def _train_epoch(self) -> None:
         """Steps to the end of the epoch, or of the run."""
-        self.engine.train()
         clock = StepClock()
         losses: list[torch.Tensor] = []
         for micro_batches in self.stream:
@@ -162,13 +175,12 @@ class _Run:
             # Drop path and dropout depend on (seed, step, rank) alone: a resumed run draws what it would have drawn.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4096 + self.ranks.rank)
             rate = learning_rate(
-                self.step,
-                self.schedule_steps,
+                *step_in_phase(self.step, self.frozen_steps, self.schedule_steps),
                 peak=self.config.optimizer.lr,
                 final_share=self.config.optimizer.final_lr_share,
                 warmup_share=self.config.optimizer.warmup_share,
             )
-            set_learning_rate(self.engine, rate)
+            set_learning_rate(self.engine, rate, head_only=self.step < self.frozen_steps)
             losses += [self._forward_and_backward(batch) for batch in micro_batches]
             self.step += 1
             clock.step_done()
