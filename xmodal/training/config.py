@@ -66,12 +66,16 @@ class OptimizerConfig:
     """Not applied to biases, norms, and what the model itself exempts."""
     max_grad_norm: float = 1.0
     """Larger gradients are scaled down to this norm; 0 for no limit."""
+    ema_decay: float = 0.0
+    """The student that is validated and exported is the moving average of the weights, of which each step leaves this
+    share (0.999 remembers about 1,000 steps; in the first ones it is less). 0: it is the weights themselves."""
 
     def __post_init__(self) -> None:
         require_range(self, "lr", above=0, most=1)
         require_range(self, "final_lr_share", "warmup_share", least=0, most=1)
         require_range(self, "layer_decay", above=0, most=1)
         require_range(self, "weight_decay", "max_grad_norm", least=0)
+        require_range(self, "ema_decay", least=0, below=1)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", self.betas, "are out of range [0, 1)")
 

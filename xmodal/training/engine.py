@@ -19,6 +19,7 @@ from timm.optim import param_groups_layer_decay
 from shards.errors import UserError
 from shards.json_object import parse_json_object
 from xmodal.students import classifiers
+from xmodal.training import ema
 from xmodal.training.config import OptimizerConfig
 
 # DeepSpeed calls what newer torch renamed, at every step.
@@ -128,11 +129,19 @@ def frozen_backbone(module: torch.nn.Module) -> Iterator[None]:
 
 
 def create_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of all of a model's parameters, at a rate of 0: `set_learning_rate` before each step."""
+    """The optimizer of all of a model's parameters, at a rate of 0: `set_learning_rate` before each step.
+
+    With an `ema_decay`, it keeps the moving average of the weights as well: `set_ema_decay` before each step.
+    """
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    optimizer: torch.optim.Optimizer
     if config.kind == "radam":
-        return torch.optim.RAdam(groups, lr=0.0, betas=config.betas, decoupled_weight_decay=True)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+        optimizer = torch.optim.RAdam(groups, lr=0.0, betas=config.betas, decoupled_weight_decay=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+    if config.ema_decay:
+        ema.keep_average(optimizer)
+    return optimizer
 
 
 def create_engine(
@@ -164,11 +173,18 @@ def set_learning_rate(engine: Any, rate: float, *, head_only: bool = False) -> N
         group["lr"] = rate * group.get("lr_scale", 1.0) if group["in_head"] or not head_only else 0.0
 
 
+def set_ema_decay(engine: Any, decay: float) -> None:
+    """Have the coming optimizer step leave this share of the moving average of the weights."""
+    for group in engine.optimizer.param_groups:
+        group["ema_decay"] = decay
+
+
 def restart_optimizer(engine: Any) -> None:
-    """Forget the gradients so far, as a new optimizer would."""
+    """Forget the gradients so far, as a new optimizer would; the average of the weights goes on."""
     for state in engine.basic_optimizer.state.values():
-        for value in state.values():
-            value.zero_()
+        for name, value in state.items():
+            if name != ema.KEY:
+                value.zero_()
 
 
 def gradient_norm(engine: Any) -> float | None:
@@ -201,6 +217,12 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
         # Where training is in float32, the parameter itself is all there is.
         weights[name] = _to_cpu(parameter if master is None else master)
     return weights
+
+
+def full_averaged_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """`full_weights` of the moving average, where the optimizer keeps one; else of the weights themselves."""
+    with ema.averages_as_weights(engine.basic_optimizer):
+        return full_weights(engine)
 
 
 def _masters_without_zero(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:

@@ -23,15 +23,17 @@ from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import InputSpec, create_student, export_student, input_spec
 from xmodal.training.checkpoint import committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
+from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
     create_engine,
     frozen_backbone,
-    full_weights,
+    full_averaged_weights,
     gradient_norm,
     micro_batches_per_step,
     resolve_deepspeed_config,
     restart_optimizer,
+    set_ema_decay,
     set_learning_rate,
 )
 from xmodal.training.losses import DistillationLoss, teacher_entropy
@@ -81,7 +83,7 @@ class _Run:
             check_pinned_config(self.folder, config)
         torch.manual_seed(config.seed)  # the same initial weights on all ranks
         model = create_student(config.student)
-        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share)
+        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
         micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
         self.stream = TrainStream(
             view,
@@ -181,6 +183,8 @@ class _Run:
                 warmup_share=self.config.optimizer.warmup_share,
             )
             set_learning_rate(self.engine, rate, head_only=self.step < self.frozen_steps)
+            if self.config.optimizer.ema_decay:
+                set_ema_decay(self.engine, decay_of_step(self.step, self.config.optimizer.ema_decay))
             losses += [self._forward_and_backward(batch) for batch in micro_batches]
             self.step += 1
             clock.step_done()
@@ -225,20 +229,22 @@ class _Run:
         """Against the teacher, on the view's val split: every sample once over all ranks."""
         if not self.view.description["counts"]["splits"]["val"]:
             return
-        self.engine.eval()
+        student = self._averaged_student() if self.config.optimizer.ema_decay else self.engine
+        student.eval()
         stream = EvalStream(
             self.view,
             split="val",
             config=self.config.stream,
             size=self.spec.size,
             crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
             batch_size=self.engine.train_micro_batch_size_per_gpu(),
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
         sums = torch.zeros(4, dtype=torch.float64, device=self.engine.device)
         for batch in stream:
-            sums += self._validation_sums(batch)
+            sums += self._validation_sums(student, batch)
         dist.all_reduce(sums)
         num_samples, loss, divergence, agreeing = sums.tolist()
         if self.log and num_samples:
@@ -250,8 +256,8 @@ class _Run:
             }
             self.log.write("validation", self.step, values)
 
-    def _validation_sums(self, batch: Batch) -> torch.Tensor:
-        logits = self.engine(self._pixels(batch)).float()
+    def _validation_sums(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        logits = student(self._pixels(batch)).float()
         targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
         losses = self.loss(logits, targets)
         cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
@@ -265,19 +271,33 @@ class _Run:
         )
         return (rows * mask).double().sum(dim=1)
 
-    def _export(self) -> None:
-        weights = full_weights(self.engine)
-        if not self.ranks.is_first:
-            return
+    def _averaged_student(self) -> torch.nn.Module:
+        """The moving average, whole on each rank, in the precision that is trained in."""
+        return self._student(full_averaged_weights(self.engine)).to(self.engine.device, self.dtype)
+
+    def _student(self, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
         model = create_student(replace(self.config.student, pretrained=False))
         model.load_state_dict(weights)
+        return model
+
+    def _export(self) -> None:
+        weights = full_averaged_weights(self.engine)
+        if not self.ranks.is_first:
+            return
+        model = self._student(weights)
         provenance = {
             "xmodal": xmodal.__version__,
             "view_fingerprint": self.view.fingerprint,
             "steps": self.step,
             "config": asdict(self.config),
         }
-        export_student(model, str(self.folder / "student"), crop_share=self.spec.crop_share, provenance=provenance)
+        export_student(
+            model,
+            str(self.folder / "student"),
+            crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
+            provenance=provenance,
+        )
         log.info("student exported to %s", self.folder / "student")
 
 
