@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from shards.checks import require_range
 from shards.decode import Box, decode_crop
+from shards.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class AugmentConfig:
     the middle square of a picture that is none)."""
     max_crop_aspect: float = 1.333
     """Largest ratio of a crop's width to height, and of height to width."""
+    squash: bool = False
+    """Instead of crops, the whole picture, stretched to a square; with `min_crop_area` and `max_crop_aspect` 1."""
     flip: bool = True
     """Mirror half of the pictures left to right."""
     max_shift: float = 0.0
@@ -38,6 +41,9 @@ class AugmentConfig:
         require_range(self, "max_shift", "color_jitter", "grayscale", "erasing", least=0, most=1)
         require_range(self, "max_crop_aspect", least=1)
         require_range(self, "max_rotation", least=0, most=180)
+        for key in ("min_crop_area", "max_crop_aspect"):
+            if self.squash and getattr(self, key) != 1:
+                raise ConfigError(key, getattr(self, key), "has no effect with squash; set it to 1")
 
 
 def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: np.random.Generator) -> np.ndarray:
@@ -53,12 +59,13 @@ def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: n
     return pixels
 
 
-def eval_pixels(content: bytes, size: int, crop_share: float = 1.0) -> np.ndarray:
+def eval_pixels(content: bytes, size: int, crop_share: float = 1.0, *, squash: bool = False) -> np.ndarray:
     """The middle square of a picture, uint8 `(3, size, size)`: `crop_share` of its shorter side.
 
-    Raises UndecodableImageError.
+    With `squash`, `crop_share` of each side, stretched to a square. Raises UndecodableImageError.
     """
-    return _resize(decode_crop(content, lambda whole: _middle_box(whole, crop_share), size), size)
+    box = _middle_share if squash else _middle_box
+    return _resize(decode_crop(content, lambda whole: box(whole, crop_share), size), size)
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -89,9 +96,17 @@ def _middle_box(whole: tuple[int, int], crop_share: float) -> Box:
     return (left, top, left + side, top + side)
 
 
+def _middle_share(whole: tuple[int, int], crop_share: float) -> Box:
+    width, height = whole
+    left, top = width * (1 - crop_share) / 2, height * (1 - crop_share) / 2
+    return (left, top, width - left, height - top)
+
+
 def _random_box(whole: tuple[int, int], augment: AugmentConfig, generator: np.random.Generator) -> Box:
     """A random box of the picture with area and aspect in the configured ranges (Szegedy et al. 2015, §6)."""
     width, height = whole
+    if augment.squash:
+        return _middle_share(whole, 1.0)
     for _ in range(10):
         area = width * height * generator.uniform(augment.min_crop_area, 1)
         limit = np.log(augment.max_crop_aspect)

@@ -56,6 +56,9 @@ class StudentConfig:
     """`mlp`: the paper's, 32 hidden units with GELU; bare timm does not load such a student, xmodal does."""
     eval_crop_share: float | None = None
     """Share of the shorter side that the evaluation crop keeps; by default the model's own (often 0.9)."""
+    eval_squash: bool | None = None
+    """Evaluate on that share of each side, stretched to a square, not on a square of the picture; by default as the
+    model's published weights were."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
 
@@ -75,7 +78,9 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_share: float
-    """Share of the shorter side that the evaluation crop keeps."""
+    """Share of the shorter side that the evaluation crop keeps; with `squash`, of each side."""
+    squash: bool
+    """Whether that crop is stretched to a square."""
 
 
 def create_student(config: StudentConfig) -> torch.nn.Module:
@@ -149,8 +154,8 @@ def load_student(folder: str) -> torch.nn.Module:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
 
 
-def input_spec(model: torch.nn.Module, crop_share: float | None = None) -> InputSpec:
-    """What pictures a model takes, by its own configuration; `crop_share` overrides that of the model."""
+def input_spec(model: torch.nn.Module, crop_share: float | None = None, squash: bool | None = None) -> InputSpec:
+    """What pictures a model takes, by its own configuration; `crop_share` and `squash` override that of the model."""
     # resolve_model_data_config would give the published weights' size, not that of the model as it was made.
     resolved = resolve_input_data_config(model=model, pretrained_cfg=model.pretrained_cfg)
     return InputSpec(
@@ -158,10 +163,13 @@ def input_spec(model: torch.nn.Module, crop_share: float | None = None) -> Input
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),
         crop_share=crop_share or resolved["crop_pct"],
+        squash=resolved["crop_mode"] == "squash" if squash is None else squash,
     )
 
 
-def export_student(model: torch.nn.Module, folder: str, *, crop_share: float, provenance: Mapping[str, Any]) -> None:
+def export_student(
+    model: torch.nn.Module, folder: str, *, crop_share: float, squash: bool = False, provenance: Mapping[str, Any]
+) -> None:
     """Write `config.json`, `model.safetensors`, `README.md` (model card) and `provenance.json`.
 
     The folder is never seen half written; a student that was there is moved aside first. Bare timm loads that of a
@@ -175,7 +183,7 @@ def export_student(model: torch.nn.Module, folder: str, *, crop_share: float, pr
         str(staged),
         model_config={"label_names": list(CLASSES), "head": "mlp" if has_mlp_head(model) else "linear"},
         safe_serialization=True,
-        data_config={"crop_pct": crop_share},
+        data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
     )
     (staged / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     (staged / "README.md").write_text(_model_card(model, provenance))

@@ -149,6 +149,14 @@ def test_the_crop_is_the_models_own_unless_the_config_says_otherwise():
     assert input_spec(student, 1.0).crop_share == 1.0
 
 
+def test_a_student_that_takes_squashed_pictures_says_so(tmp_path):
+    student = new_student(**TINY)
+    assert not input_spec(student).squash
+    export_student(student, str(tmp_path / "student"), crop_share=1.0, squash=True, provenance={})
+    assert config_json(tmp_path / "student")["pretrained_cfg"]["crop_mode"] == "squash"
+    assert input_spec(load_student(str(tmp_path / "student"))).squash
+
+
 def test_a_student_can_start_from_an_exported_one(tmp_path):
     student = new_student(**TINY)
     folder = export(student, tmp_path / "first")
