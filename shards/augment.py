@@ -10,6 +10,7 @@ from torch.nn import functional
 from shards.checks import require_range
 from shards.decode import Box, decode_crop
 from shards.errors import ConfigError
+from shards.rand_augment import rand_augment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,15 @@ class AugmentConfig:
     """Brightness, contrast and saturation are each scaled by 1 ± this."""
     grayscale: float = 0.0
     """Share of the pictures that lose their colours."""
+    rand_augment: float = 0.0
+    """Strength, 0 to 1, of two operations that are drawn for each picture out of fourteen (RandAugment, Cubuk et al.
+    2020): rotation, shear, shift, colours, contrast, posterising and such. 0: none."""
     erasing: float = 0.0
     """Share of the pictures of which a rectangle (2 to 33 % of the area) is filled with noise."""
 
     def __post_init__(self) -> None:
         require_range(self, "min_crop_area", above=0, most=1)
-        require_range(self, "max_shift", "color_jitter", "grayscale", "erasing", least=0, most=1)
+        require_range(self, "max_shift", "color_jitter", "grayscale", "rand_augment", "erasing", least=0, most=1)
         require_range(self, "max_crop_aspect", least=1)
         require_range(self, "max_rotation", least=0, most=180)
         for key in ("min_crop_area", "max_crop_aspect"):
@@ -51,7 +55,7 @@ def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: n
     pixels = _resize(decode_crop(content, lambda whole: _random_box(whole, augment, generator), size), size)
     if augment.flip and generator.random() < 0.5:
         pixels = pixels[:, :, ::-1]
-    if augment.max_shift or augment.max_rotation or augment.color_jitter or augment.grayscale:
+    if any((augment.max_shift, augment.max_rotation, augment.color_jitter, augment.grayscale, augment.rand_augment)):
         pixels = _move_and_recolor(pixels, augment, generator)
     if augment.erasing and generator.random() < augment.erasing:
         pixels = pixels.copy()
@@ -86,6 +90,8 @@ def _move_and_recolor(pixels: np.ndarray, augment: AugmentConfig, generator: np.
             image = enhancer(image).enhance(1 + augment.color_jitter * generator.uniform(-1, 1))
     if augment.grayscale and generator.random() < augment.grayscale:
         image = image.convert("L").convert("RGB")
+    if augment.rand_augment:
+        image = rand_augment(image, augment.rand_augment, generator)
     return np.asarray(image).transpose(2, 0, 1)
 
 

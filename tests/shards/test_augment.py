@@ -14,7 +14,7 @@ from shards.errors import ConfigError
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 NO_AUGMENTATION = AugmentConfig(min_crop_area=1, max_crop_aspect=1, flip=False)
 EVERYTHING = AugmentConfig(
-    min_crop_area=0.2, max_shift=0.1, max_rotation=20, color_jitter=0.4, grayscale=0.3, erasing=0.5
+    min_crop_area=0.2, max_shift=0.1, max_rotation=20, color_jitter=0.4, grayscale=0.3, rand_augment=0.9, erasing=0.5
 )
 
 

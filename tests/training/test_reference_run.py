@@ -140,6 +140,18 @@ def test_two_ranks_make_the_moving_average_of_a_plain_loop_to_float32_accuracy(
         torch.testing.assert_close(weight.detach(), reference["average"][name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_two_ranks_learn_from_mixed_pictures_and_both_losses(small_view, tmp_path):
+    arguments = settings(
+        small_view, tmp_path, "--deepspeed=configs/deepspeed/zero3.json", "--epochs=4", "--micro_batch_size=4",
+        "--optimizer.lr=3e-3", "--mixup=0.3", "--augment.rand_augment=0.3", "--augment.min_crop_area=1",
+        "--loss.kind=mixed", "--loss.hard_share=0.5", "--loss.confidence_power=1", "--loss.class_weights=balanced",
+    )  # fmt: skip
+    done = launch("deepspeed", arguments)
+    assert done.returncode == 0, done.stdout
+    validation = [line for line in read_metrics(tmp_path) if line["kind"] == "validation"]
+    assert validation[-1]["loss"] < validation[0]["loss"] * 0.9
+
+
 def test_without_zero_the_average_is_of_the_float32_weights_though_bfloat16_ones_learn(reference, small_view, tmp_path):
     zero = "--deepspeed=configs/deepspeed/zero0.json"
     done = launch("python", settings(small_view, tmp_path, *RECIPE, zero))

@@ -96,6 +96,9 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mixup: float = 0.0
+    """Each picture is mixed with another of its batch, and matched to the labels of both, by shares that are drawn from
+    Beta(mixup, mixup): 0.2 mixes most but a little, 0.8 about evenly. 0: none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 10
     """Passes over the view's train split."""
@@ -121,4 +124,7 @@ class TrainConfig:
         require_range(self, "epochs", "global_batch_size", "log_every_steps", "keep_checkpoints", least=1)
         require_range(self, "max_steps", "micro_batch_size", "checkpoint_every_epochs", least=0)
         require_range(self, "seed", least=0, below=2**31)
+        require_range(self, "mixup", least=0)
+        if self.mixup and self.micro_batch_size == 1:
+            raise ConfigError("mixup", self.mixup, "has no effect on forward passes of one sample; leave it at 0")
         require_range(self, "frozen_epochs", least=0, most=self.epochs)

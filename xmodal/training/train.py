@@ -37,6 +37,7 @@ from xmodal.training.engine import (
     set_learning_rate,
 )
 from xmodal.training.losses import DistillationLoss, teacher_entropy
+from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.ranks import Ranks, start_process_group
 from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, memory_gib
@@ -197,9 +198,14 @@ class _Run:
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns the loss, detached."""
-        logits = self.engine(self._pixels(batch))
-        targets = batch.targets.to(logits.device)
-        loss = self.loss(logits, targets).mean()
+        pixels = self._pixels(batch)
+        targets = batch.targets.to(pixels.device)
+        if self.config.mixup:
+            share = draw_share(self.config.mixup)
+            logits = self.engine(mix_with_reversed(pixels, share))
+            loss = (share * self.loss(logits, targets) + (1 - share) * self.loss(logits, targets.flip(0))).mean()
+        else:
+            loss = self.loss(self.engine(pixels), targets).mean()
         self.engine.backward(loss)
         self.engine.step()
         return loss.detach()
