@@ -80,7 +80,7 @@ def test_the_papers_loss_is_that_of_keras():
     smoothed = np.eye(3)[labels] * (1 - 0.2) + 0.2 / 3
     probabilities = logits.double().softmax(dim=1).numpy()
     expected = class_weight[labels] * -(smoothed * np.log(probabilities)).sum(axis=1)
-    loss = DistillationLoss(LossConfig(kind="hard", label_smoothing=0.2, class_weights="balanced"), targets)
+    loss = DistillationLoss(LossConfig(kind="hard", label_smoothing=0.2, class_weights="balanced"), lambda: targets)
     np.testing.assert_allclose(loss(logits, targets).numpy(), expected, rtol=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_soft_loss_is_least_where_the_student_agrees_with_the_teacher_whatever_t
 def test_the_mixed_loss_lies_between_its_two_parts_by_their_shares(seed, share):
     logits, targets = some_logits(8, seed), confident_labels(8, seed)
     parts = {"temperature": 3.0, "label_smoothing": 0.2}
-    mixed = DistillationLoss(LossConfig(kind="mixed", hard_share=share, **parts), targets)(logits, targets)
+    mixed = DistillationLoss(LossConfig(kind="mixed", hard_share=share, **parts), lambda: targets)(logits, targets)
     soft = soft_cross_entropy(logits, targets, 3.0)
     hard = hard_cross_entropy(logits, targets, 0.2)
     torch.testing.assert_close(mixed, (1 - share) * soft + share * hard)
@@ -107,7 +107,7 @@ def test_the_mixed_loss_lies_between_its_two_parts_by_their_shares(seed, share):
 def test_a_teacher_that_is_certain_gives_no_nan(config):
     targets = torch.tensor([[1.0, 0.0, 0.0]])
     logits = torch.tensor([[100.0, -100.0, 0.0]], dtype=torch.bfloat16)
-    assert torch.isfinite(DistillationLoss(config, targets)(logits, targets)).all()
+    assert torch.isfinite(DistillationLoss(config, lambda: targets)(logits, targets)).all()
     assert teacher_entropy(targets).item() == 0
 
 
@@ -149,8 +149,8 @@ def test_confident_samples_weigh_more_and_all_of_the_view_weighs_what_it_did(see
     targets = confident_labels(100, seed)
     # The same wrong answer for all, each of the class that its teacher is surest of.
     logits = torch.zeros(100, 3)
-    plain = DistillationLoss(LossConfig(kind="hard"), targets)(logits, targets)
-    weighted = DistillationLoss(LossConfig(kind="hard", confidence_power=power), targets)(logits, targets)
+    plain = DistillationLoss(LossConfig(kind="hard"), lambda: targets)(logits, targets)
+    weighted = DistillationLoss(LossConfig(kind="hard", confidence_power=power), lambda: targets)(logits, targets)
     shares = weighted / plain
     assert shares.mean().item() == pytest.approx(1, rel=1e-4)
     order = targets.amax(dim=1).argsort()
@@ -162,6 +162,6 @@ def test_confident_samples_weigh_more_and_all_of_the_view_weighs_what_it_did(see
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_the_mean_of_two_ranks_is_the_loss_of_the_global_batch(config):
     logits, targets = some_logits(8, 3), confident_labels(8, 3)
-    loss = DistillationLoss(config, confident_labels(100, 4))
+    loss = DistillationLoss(config, lambda: confident_labels(100, 4))
     halves = [loss(logits[part], targets[part]).mean() for part in (slice(4), slice(4, 8))]
     torch.testing.assert_close(sum(halves) / 2, loss(logits, targets).mean())

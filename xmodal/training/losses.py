@@ -1,5 +1,7 @@
 """Losses against the teacher's soft labels, and the weights of a view's classes and samples: functions of tensors."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that all of PyTorch's users know
 
@@ -9,13 +11,17 @@ from xmodal.training.config import LossConfig
 class DistillationLoss:
     """The loss of samples of one view: its weights are those of all of the view's train split."""
 
-    def __init__(self, config: LossConfig, train_targets: torch.Tensor) -> None:
-        """`train_targets` `(n, classes)`: the soft labels of the whole train split."""
+    def __init__(self, config: LossConfig, read_targets: Callable[[], torch.Tensor]) -> None:
+        """`read_targets` gives the soft labels of the whole train split, `(n, classes)`; only what has weights asks."""
         self.config = config
-        weights = confidence_weights(train_targets, config.confidence_power) if config.confidence_power else None
-        self._mean_confidence_weight = 1.0 if weights is None else weights.double().mean().item()
+        self._mean_confidence_weight = 1.0
         self._soft_class_weights: torch.Tensor | None = None
         self._hard_class_weights: torch.Tensor | None = None
+        if not config.confidence_power and config.class_weights == "none":
+            return
+        train_targets = read_targets()
+        weights = confidence_weights(train_targets, config.confidence_power)
+        self._mean_confidence_weight = weights.double().mean().item()
         if config.class_weights == "balanced":
             if config.kind != "hard":
                 self._soft_class_weights = balanced_class_weights(soften(train_targets, config.temperature), weights)

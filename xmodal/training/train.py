@@ -99,7 +99,7 @@ class _Run:
         self.schedule_steps = config.epochs * self.stream.steps_per_epoch
         self.frozen_steps = config.frozen_epochs * self.stream.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.max_steps or self.schedule_steps)
-        self.loss = DistillationLoss(config.loss, torch.from_numpy(target_array(view.split("train").rows)))
+        self.loss = DistillationLoss(config.loss, lambda: torch.from_numpy(target_array(view.split("train").rows)))
         deepspeed_config = resolve_deepspeed_config(
             config.deepspeed,
             global_batch_size=config.global_batch_size,
