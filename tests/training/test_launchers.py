@@ -92,7 +92,10 @@ def test_the_student_learns(small_view, tmp_path):
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(small_view, tmp_path):
     # A killed rank gives back no shared memory that still has a name.
     shared_memory = set(os.listdir("/dev/shm"))
-    more = ("--epochs=3", "--deepspeed=configs/deepspeed/zero2.json")
+    more = (
+        "--epochs=3", "--deepspeed=configs/deepspeed/zero2.json", "--mixup=0.4", "--augment.rand_augment=0.5",
+        "--optimizer.ema_decay=0.9", "--loss.kind=mixed", "--loss.hard_share=0.3", "--loss.confidence_power=1",
+    )  # fmt: skip
     unbroken = tmp_path / "unbroken"
     assert launch("python", settings(small_view, unbroken, *more)).returncode == 0
     broken = tmp_path / "broken"

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,23 @@ from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import InputSpec, create_student, export_student, input_spec
 from xmodal.training.checkpoint import committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
+from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
     create_engine,
-    full_weights,
+    frozen_backbone,
+    full_averaged_weights,
     gradient_norm,
     micro_batches_per_step,
     resolve_deepspeed_config,
+    restart_optimizer,
+    set_ema_decay,
     set_learning_rate,
 )
-from xmodal.training.losses import balanced_class_weights, matched_targets, sample_losses, teacher_entropy
+from xmodal.training.losses import DistillationLoss, teacher_entropy
+from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.ranks import Ranks, start_process_group
-from xmodal.training.schedule import learning_rate
+from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, memory_gib
 
 log = logging.getLogger(__name__)
@@ -78,7 +84,7 @@ class _Run:
             check_pinned_config(self.folder, config)
         torch.manual_seed(config.seed)  # the same initial weights on all ranks
         model = create_student(config.student)
-        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share)
+        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
         micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
         self.stream = TrainStream(
             view,
@@ -91,8 +97,9 @@ class _Run:
             micro_batches=micro_batches,
         )
         self.schedule_steps = config.epochs * self.stream.steps_per_epoch
+        self.frozen_steps = config.frozen_epochs * self.stream.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.max_steps or self.schedule_steps)
-        self.class_weights = _class_weights(view, config)
+        self.loss = DistillationLoss(config.loss, lambda: torch.from_numpy(target_array(view.split("train").rows)))
         deepspeed_config = resolve_deepspeed_config(
             config.deepspeed,
             global_batch_size=config.global_batch_size,
@@ -131,7 +138,8 @@ class _Run:
             )
         while self.step < self.total_steps:
             epoch = self.stream.epoch
-            self._train_epoch()
+            with self._phase():
+                self._train_epoch()
             average_buffers(self.engine.module, self.ranks.world_size)
             self._validate(epoch)
             if self._is_checkpoint_due(epoch):
@@ -152,9 +160,17 @@ class _Run:
         every = self.config.checkpoint_every_epochs
         return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
 
+    def _phase(self) -> AbstractContextManager[None]:
+        """What the coming epoch's steps are to be done in."""
+        self.engine.train()
+        if self.step < self.frozen_steps:
+            return frozen_backbone(self.engine.module)
+        if self.step == self.frozen_steps:
+            restart_optimizer(self.engine)
+        return nullcontext()
+
     def _train_epoch(self) -> None:
         """Steps to the end of the epoch, or of the run."""
-        self.engine.train()
         clock = StepClock()
         losses: list[torch.Tensor] = []
         for micro_batches in self.stream:
@@ -162,13 +178,14 @@ class _Run:
             # Drop path and dropout depend on (seed, step, rank) alone: a resumed run draws what it would have drawn.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4096 + self.ranks.rank)
             rate = learning_rate(
-                self.step,
-                self.schedule_steps,
+                *step_in_phase(self.step, self.frozen_steps, self.schedule_steps),
                 peak=self.config.optimizer.lr,
                 final_share=self.config.optimizer.final_lr_share,
                 warmup_share=self.config.optimizer.warmup_share,
             )
-            set_learning_rate(self.engine, rate)
+            set_learning_rate(self.engine, rate, head_only=self.step < self.frozen_steps)
+            if self.config.optimizer.ema_decay:
+                set_ema_decay(self.engine, decay_of_step(self.step, self.config.optimizer.ema_decay))
             losses += [self._forward_and_backward(batch) for batch in micro_batches]
             self.step += 1
             clock.step_done()
@@ -181,9 +198,14 @@ class _Run:
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns the loss, detached."""
-        logits = self.engine(self._pixels(batch))
-        targets = batch.targets.to(logits.device)
-        loss = sample_losses(logits, targets, self.config.loss, self.class_weights).mean()
+        pixels = self._pixels(batch)
+        targets = batch.targets.to(pixels.device)
+        if self.config.mixup:
+            share = draw_share(self.config.mixup)
+            logits = self.engine(mix_with_reversed(pixels, share))
+            loss = (share * self.loss(logits, targets) + (1 - share) * self.loss(logits, targets.flip(0))).mean()
+        else:
+            loss = self.loss(self.engine(pixels), targets).mean()
         self.engine.backward(loss)
         self.engine.step()
         return loss.detach()
@@ -213,20 +235,22 @@ class _Run:
         """Against the teacher, on the view's val split: every sample once over all ranks."""
         if not self.view.description["counts"]["splits"]["val"]:
             return
-        self.engine.eval()
+        student = self._averaged_student() if self.config.optimizer.ema_decay else self.engine
+        student.eval()
         stream = EvalStream(
             self.view,
             split="val",
             config=self.config.stream,
             size=self.spec.size,
             crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
             batch_size=self.engine.train_micro_batch_size_per_gpu(),
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
         sums = torch.zeros(4, dtype=torch.float64, device=self.engine.device)
         for batch in stream:
-            sums += self._validation_sums(batch)
+            sums += self._validation_sums(student, batch)
         dist.all_reduce(sums)
         num_samples, loss, divergence, agreeing = sums.tolist()
         if self.log and num_samples:
@@ -238,10 +262,10 @@ class _Run:
             }
             self.log.write("validation", self.step, values)
 
-    def _validation_sums(self, batch: Batch) -> torch.Tensor:
-        logits = self.engine(self._pixels(batch)).float()
+    def _validation_sums(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        logits = student(self._pixels(batch)).float()
         targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
-        losses = sample_losses(logits, targets, self.config.loss, self.class_weights)
+        losses = self.loss(logits, targets)
         cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
         rows = torch.stack(
             [
@@ -253,27 +277,34 @@ class _Run:
         )
         return (rows * mask).double().sum(dim=1)
 
-    def _export(self) -> None:
-        weights = full_weights(self.engine)
-        if not self.ranks.is_first:
-            return
+    def _averaged_student(self) -> torch.nn.Module:
+        """The moving average, whole on each rank, in the precision that is trained in."""
+        return self._student(full_averaged_weights(self.engine)).to(self.engine.device, self.dtype)
+
+    def _student(self, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
         model = create_student(replace(self.config.student, pretrained=False))
         model.load_state_dict(weights)
+        return model
+
+    def _export(self) -> None:
+        weights = full_averaged_weights(self.engine)
+        if not self.ranks.is_first:
+            return
+        model = self._student(weights)
         provenance = {
             "xmodal": xmodal.__version__,
             "view_fingerprint": self.view.fingerprint,
             "steps": self.step,
             "config": asdict(self.config),
         }
-        export_student(model, str(self.folder / "student"), crop_share=self.spec.crop_share, provenance=provenance)
+        export_student(
+            model,
+            str(self.folder / "student"),
+            crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
+            provenance=provenance,
+        )
         log.info("student exported to %s", self.folder / "student")
-
-
-def _class_weights(view: View, config: TrainConfig) -> torch.Tensor | None:
-    if config.loss.class_weights == "none":
-        return None
-    targets = torch.from_numpy(target_array(view.split("train").rows))
-    return balanced_class_weights(matched_targets(targets, config.loss))
 
 
 _MAY_CHANGE = {
