@@ -113,7 +113,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     Where that is in pieces, as Pillow has it of large pictures, a copy, `(height, width, 3)`, in ten times the time.
     """
     try:
-        return pa.array(image).flatten().to_numpy().reshape(image.height, image.width, 4)
+        return pa.array(image).values.to_numpy().reshape(image.height, image.width, 4)
     except ValueError:
         return np.asarray(image)
 

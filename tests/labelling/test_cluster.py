@@ -120,10 +120,18 @@ def test_there_are_more_where_several_share_a_processor(ray):
     assert _Limit(ray, 0, 0.25).now() == 8 * int(ray.cluster_resources()["CPU"])
 
 
+def ask_until_it_fails(ray: Any, gate: Any) -> None:
+    """Its end is known to others only after a while."""
+    while True:
+        ray.get(gate.forget.remote("nobody"))
+
+
 def test_a_gate_that_is_lost_is_not_told_to_be_the_teacher(ray):
     gate = _start_gate(ray, PolitenessConfig())
     ray.get(gate.forget.remote("nobody"))
     ray.kill(gate)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ask_until_it_fails(ray, gate)
 
     def task(number: int) -> UnitResult:
         import ray
