@@ -36,6 +36,7 @@ _TEACHER_PATIENCE_SECONDS = 600.0
 _LONG_ANSWER_SECONDS = 60.0
 _MOST_LOST_ANSWERS = 5
 """So many long answers that were lost with the teacher, and what it was asked is likelier the cause."""
+_GATE_STARTS = 3
 _SHOWN_HOSTS = 20
 _METRICS_SECONDS = 5.0
 
@@ -239,6 +240,15 @@ def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
         max_concurrency=1_000_000,
         scheduling_strategy=here,
     )(_GateActor)
+    for _ in range(_GATE_STARTS - 1):
+        gate = gate_class.remote(config)
+        try:
+            ray.get(gate.forget.remote(""))
+        except ray.exceptions.ActorDiedError as error:
+            # Seen on a busy machine: the worker that it was to run in ended first, and Ray does not try again.
+            log.debug("the gate did not start", exc_info=error)
+        else:
+            return gate
     return gate_class.remote(config)
 
 
