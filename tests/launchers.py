@@ -62,8 +62,18 @@ def launch(launcher: str, arguments: Sequence[str]) -> subprocess.CompletedProce
 
 def start(launcher: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
     """Start in a process group of its own, so that it can be ended with all its children."""
+    return _start(command(launcher, arguments), variables)
+
+
+def start_program(program: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
+    """Start a program of the tests, by its path in the project, likewise."""
+    # Run by its path, it has its own folder first on the path of imports, and the project's must be told.
+    return _start([sys.executable, program, *arguments], variables | {"PYTHONPATH": str(ROOT)})
+
+
+def _start(command: Sequence[str], variables: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(launcher, arguments),
+        command,
         cwd=ROOT,
         env=environment() | variables,
         stdout=subprocess.PIPE,
