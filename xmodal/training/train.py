@@ -37,7 +37,7 @@ from xmodal.training.losses import balanced_class_weights, matched_targets, samp
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.ranks import Ranks, lost_ranks, start_process_group
 from xmodal.training.schedule import learning_rate
-from xmodal.training.step_log import StepClock, StepLog, memory_gib
+from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
 from xmodal.training.watchdog import Watchdog
 
@@ -210,6 +210,7 @@ class _Run:
         self.engine.train()
         clock = StepClock()
         losses: list[torch.Tensor] = []
+        samples = 0
         self.watchdog.progress(f"step {self.step + 1}")
         for micro_batches in self.stream:
             clock.data_arrived(sum(len(batch.rows) for batch in micro_batches))
@@ -225,13 +226,14 @@ class _Run:
             set_learning_rate(self.engine, rate)
             losses_of_samples = [self._forward_and_backward(batch) for batch in micro_batches]
             losses += [one.mean() for one in losses_of_samples]
+            samples += sum(checksum(batch.rows) for batch in micro_batches)
             self.step += 1
             self._count_if_skipped(micro_batches, losses_of_samples)
             clock.step_done()
             epoch_ended = self.stream.step == 0
             if self.step % self.config.log_every_steps == 0 or epoch_ended or self.step == self.total_steps:
-                self._log_steps(losses, rate, clock)
-                losses = []
+                self._log_steps(losses, rate, clock, samples)
+                losses, samples = [], 0
             stopped = self.stop.agreed(self.engine.device, looks_for_file=self.ranks.is_first)
             if stopped or epoch_ended or self.step == self.total_steps:
                 return stopped
@@ -268,9 +270,11 @@ class _Run:
         pixels = batch.pixels.to(self.engine.device, non_blocking=True)
         return normalise(pixels, self.spec.mean, self.spec.std).to(self.dtype)
 
-    def _log_steps(self, losses: list[torch.Tensor], rate: float, clock: StepClock) -> None:
+    def _log_steps(self, losses: list[torch.Tensor], rate: float, clock: StepClock, samples: int) -> None:
         loss = torch.stack(losses).mean()
         dist.all_reduce(loss)
+        all_samples = torch.tensor(samples, device=loss.device)
+        dist.all_reduce(all_samples)
         timing = clock.read()
         if self.log:
             values = {
@@ -282,6 +286,7 @@ class _Run:
                 "memory_gib": memory_gib(),
                 "damaged": self.stream.num_damaged,
                 "skipped": self.skipped.total,
+                "samples": all_samples.item(),
             }
             self.log.write("step", self.step, values)
 
