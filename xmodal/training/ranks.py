@@ -104,6 +104,12 @@ def _unlink_shared_buffer(rank: int) -> None:
     Path("/dev/shm", f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{rank}").unlink(missing_ok=True)
 
 
+def limit_waiting(timeout: float) -> None:
+    """Have all process groups that there are wait for `timeout` seconds: DeepSpeed's own would for half an hour."""
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d.set_timeout(timedelta(seconds=timeout), group)
+
+
 def lost_ranks(ranks: Ranks, patience: float = 5.0) -> list[int]:
     """After a failure between ranks: those that are not heard of within `patience` seconds. Ends the process group.
 

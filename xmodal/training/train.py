@@ -35,7 +35,7 @@ from xmodal.training.engine import (
 )
 from xmodal.training.losses import balanced_class_weights, matched_targets, sample_losses, teacher_entropy
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
-from xmodal.training.ranks import Ranks, lost_ranks, start_process_group
+from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_process_group
 from xmodal.training.schedule import learning_rate
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
@@ -130,6 +130,7 @@ class _Run:
             max_grad_norm=config.optimizer.max_grad_norm,
         )
         self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
+        limit_waiting(config.peer_timeout)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
         self.step = 0
