@@ -184,7 +184,10 @@ def run_contender(name: str, case: str, setting: Setting, label: str) -> Run:
     """A contender's run in fresh processes. Raises SystemExit if it fails, or did not bring all pictures."""
     folder = setting.folder / "run"
     folder.mkdir()
-    urls = [url_of(number, case, f"{label}-{name.replace(', ', '-')}", setting) for number in range(setting.num_urls)]
+    urls = [
+        url_of(number, case, f"{label}-{name.replace(',', '').replace(' ', '-')}", setting)
+        for number in range(setting.num_urls)
+    ]
     url_files = []
     for part, start in enumerate(range(0, len(urls), len(urls) // NUM_PROCESSES)):
         url_files.append(folder / f"urls-{part}.txt")

@@ -24,7 +24,8 @@ import report_file
 from crawl import make_pictures, serving
 
 KINDS = {"ray::_run_job": "task", "ray::_TeacherActor": "teacher", "ray::_GateActor": "gate"}
-"""Name of a process → what it is. The driver is the one that was started."""
+"""How the name of a process begins → what it is; an actor that is called has its method's name behind it. The driver is
+the one that was started."""
 POSTS_PER_UNIT = 100
 
 
@@ -89,9 +90,10 @@ def watch(process: "subprocess.Popen[bytes]") -> dict[str, int]:
             peaks["driver"] = max(peaks["driver"], driver.memory_info().rss)
             for one in driver.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    kind = KINDS.get("".join(one.cmdline()[:1]))
-                    if kind:
-                        peaks[kind] = max(peaks[kind], one.memory_info().rss)
+                    name = "".join(one.cmdline()[:1])
+                    for beginning, kind in KINDS.items():
+                        if name.startswith(beginning):
+                            peaks[kind] = max(peaks[kind], one.memory_info().rss)
         time.sleep(0.2)
     return dict(peaks)
 

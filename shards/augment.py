@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from shards.checks import require_range
 from shards.decode import Box, decode_crop
+from shards.errors import ConfigError
+from shards.rand_augment import rand_augment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class AugmentConfig:
     the middle square of a picture that is none)."""
     max_crop_aspect: float = 1.333
     """Largest ratio of a crop's width to height, and of height to width."""
+    squash: bool = False
+    """Instead of crops, the whole picture, stretched to a square; with `min_crop_area` and `max_crop_aspect` 1."""
     flip: bool = True
     """Mirror half of the pictures left to right."""
     max_shift: float = 0.0
@@ -30,14 +34,20 @@ class AugmentConfig:
     """Brightness, contrast and saturation are each scaled by 1 ± this."""
     grayscale: float = 0.0
     """Share of the pictures that lose their colours."""
+    rand_augment: float = 0.0
+    """Strength, 0 to 1, of two operations that are drawn for each picture out of fourteen (RandAugment, Cubuk et al.
+    2020): rotation, shear, shift, colours, contrast, posterising and such. 0: none."""
     erasing: float = 0.0
     """Share of the pictures of which a rectangle (2 to 33 % of the area) is filled with noise."""
 
     def __post_init__(self) -> None:
         require_range(self, "min_crop_area", above=0, most=1)
-        require_range(self, "max_shift", "color_jitter", "grayscale", "erasing", least=0, most=1)
+        require_range(self, "max_shift", "color_jitter", "grayscale", "rand_augment", "erasing", least=0, most=1)
         require_range(self, "max_crop_aspect", least=1)
         require_range(self, "max_rotation", least=0, most=180)
+        for key in ("min_crop_area", "max_crop_aspect"):
+            if self.squash and getattr(self, key) != 1:
+                raise ConfigError(key, getattr(self, key), "has no effect with squash; set it to 1")
 
 
 def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: np.random.Generator) -> np.ndarray:
@@ -45,7 +55,7 @@ def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: n
     pixels = _resize(decode_crop(content, lambda whole: _random_box(whole, augment, generator), size), size)
     if augment.flip and generator.random() < 0.5:
         pixels = pixels[:, :, ::-1]
-    if augment.max_shift or augment.max_rotation or augment.color_jitter or augment.grayscale:
+    if any((augment.max_shift, augment.max_rotation, augment.color_jitter, augment.grayscale, augment.rand_augment)):
         pixels = _move_and_recolor(pixels, augment, generator)
     if augment.erasing and generator.random() < augment.erasing:
         pixels = pixels.copy()
@@ -53,21 +63,22 @@ def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: n
     return pixels
 
 
-def eval_pixels(content: bytes, size: int, crop_share: float = 1.0) -> np.ndarray:
+def eval_pixels(content: bytes, size: int, crop_share: float = 1.0, *, squash: bool = False) -> np.ndarray:
     """The middle square of a picture, uint8 `(3, size, size)`: `crop_share` of its shorter side.
 
-    Raises UndecodableImageError.
+    With `squash`, `crop_share` of each side, stretched to a square. Raises UndecodableImageError.
     """
-    return _resize(decode_crop(content, lambda whole: _middle_box(whole, crop_share), size), size)
+    box = _middle_share if squash else _middle_box
+    return _resize(decode_crop(content, lambda whole: box(whole, crop_share), size), size)
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 `(height, width, 3)` → `(3, size, size)`, bicubic with antialiasing.
+    """uint8 `(height, width, 3 or 4)` → `(3, size, size)`, bicubic with antialiasing.
 
     Torch's has the results of Pillow's, up to rounding, in a fifth of the time.
     """
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return functional.interpolate(image, size=(size, size), mode="bicubic", antialias=True)[0].numpy()
+    return functional.interpolate(image, size=(size, size), mode="bicubic", antialias=True)[0, :3].numpy()
 
 
 def _move_and_recolor(pixels: np.ndarray, augment: AugmentConfig, generator: np.random.Generator) -> np.ndarray:
@@ -79,6 +90,8 @@ def _move_and_recolor(pixels: np.ndarray, augment: AugmentConfig, generator: np.
             image = enhancer(image).enhance(1 + augment.color_jitter * generator.uniform(-1, 1))
     if augment.grayscale and generator.random() < augment.grayscale:
         image = image.convert("L").convert("RGB")
+    if augment.rand_augment:
+        image = rand_augment(image, augment.rand_augment, generator)
     return np.asarray(image).transpose(2, 0, 1)
 
 
@@ -89,9 +102,17 @@ def _middle_box(whole: tuple[int, int], crop_share: float) -> Box:
     return (left, top, left + side, top + side)
 
 
+def _middle_share(whole: tuple[int, int], crop_share: float) -> Box:
+    width, height = whole
+    left, top = width * (1 - crop_share) / 2, height * (1 - crop_share) / 2
+    return (left, top, width - left, height - top)
+
+
 def _random_box(whole: tuple[int, int], augment: AugmentConfig, generator: np.random.Generator) -> Box:
     """A random box of the picture with area and aspect in the configured ranges (Szegedy et al. 2015, §6)."""
     width, height = whole
+    if augment.squash:
+        return _middle_share(whole, 1.0)
     for _ in range(10):
         area = width * height * generator.uniform(augment.min_crop_area, 1)
         limit = np.log(augment.max_crop_aspect)

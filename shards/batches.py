@@ -153,9 +153,9 @@ class TrainDataset(BatchDataset):
 class EvalDataset(BatchDataset):
     """Samples by their rows, cropped in the middle; -1 is padding, and one that is damaged is masked."""
 
-    def __init__(self, reader: SampleReader, size: int, crop_share: float) -> None:
+    def __init__(self, reader: SampleReader, size: int, crop_share: float, *, squash: bool) -> None:
         super().__init__(reader)
-        self.size, self.crop_share = size, crop_share
+        self.size, self.crop_share, self.squash = size, crop_share, squash
 
     def batch(self, places: list[int]) -> Batch:
         """The samples in some rows, padding at the end."""
@@ -170,7 +170,7 @@ class EvalDataset(BatchDataset):
             try:
                 if isinstance(content, DamagedSampleError):
                     raise content
-                pixels[number] = eval_pixels(content, self.size, self.crop_share)
+                pixels[number] = eval_pixels(content, self.size, self.crop_share, squash=self.squash)
             except (UndecodableImageError, DamagedSampleError) as error:
                 damaged.append(self.damage(rows[number], error))
                 mask[number] = False

@@ -261,6 +261,7 @@ class EvalStream:
         config: StreamConfig,
         size: int,
         crop_share: float = 1.0,
+        squash: bool = False,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -268,7 +269,8 @@ class EvalStream:
         part = view.split(split)
         self.config = config
         self.num_samples = part.rows.num_rows
-        self._dataset = EvalDataset(SampleReader(view, part, _open_cache(view, config)), size, crop_share)
+        reader = SampleReader(view, part, _open_cache(view, config))
+        self._dataset = EvalDataset(reader, size, crop_share, squash=squash)
         self._batches = padded_batches(self.num_samples, batch_size, rank, world_size)
 
     def __len__(self) -> int:

@@ -17,7 +17,14 @@ from launchers import ROOT, TINY_MODEL_ARGS
 from xmodal.students import StudentConfig, create_student
 from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import OptimizerConfig
-from xmodal.training.engine import create_engine, full_weights, resolve_deepspeed_config, set_learning_rate
+from xmodal.training.engine import (
+    create_engine,
+    full_averaged_weights,
+    full_weights,
+    resolve_deepspeed_config,
+    set_ema_decay,
+    set_learning_rate,
+)
 from xmodal.training.ranks import Ranks, start_process_group
 
 BATCH = 8
@@ -30,7 +37,7 @@ def new_engine(stage: int, ranks: Ranks, seed: int) -> Any:
     config = resolve_deepspeed_config(
         path, global_batch_size=BATCH, micro_batches=1, world_size=ranks.world_size, max_grad_norm=1.0
     )
-    return create_engine(create_student(student), OptimizerConfig(weight_decay=0.1), config, path)
+    return create_engine(create_student(student), OptimizerConfig(weight_decay=0.1, ema_decay=0.5), config, path)
 
 
 def take_steps(engine: Any, first: int, last: int, ranks: Ranks) -> None:
@@ -40,8 +47,15 @@ def take_steps(engine: Any, first: int, last: int, ranks: Ranks) -> None:
         classes = torch.randint(3, (BATCH,), generator=generator)
         mine = slice(ranks.rank * BATCH // ranks.world_size, (ranks.rank + 1) * BATCH // ranks.world_size)
         set_learning_rate(engine, 1e-2 / (step + 1))
+        set_ema_decay(engine, 0.5)
         engine.backward(torch.nn.functional.cross_entropy(engine(pixels[mine]).float(), classes[mine]))
         engine.step()
+
+
+def all_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """The weights and their averages."""
+    averages = full_averaged_weights(engine)
+    return full_weights(engine) | {f"average of {name}": value for name, value in averages.items()}
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -56,9 +70,9 @@ def save(folder: Path, ranks: Ranks) -> None:
         take_steps(engine, 0, 3, ranks)
         keep = Keep(last=1)
         save_checkpoint(engine, folder / f"zero{stage}", step=3, state={"said": stage}, ranks=ranks, keep=keep)
-        saved = full_weights(engine)
+        saved = all_weights(engine)
         take_steps(engine, 3, 5, ranks)
-        after = full_weights(engine)
+        after = all_weights(engine)
         if ranks.is_first:
             torch.save((saved, after), folder / f"zero{stage}.pt")
         dist.barrier()
@@ -77,9 +91,9 @@ def compare(folder: Path, saved_at: int, stage: int, ranks: Ranks) -> None:
     state = load_checkpoint(engine, folder / f"zero{saved_at}", ranks=ranks)
     assert state is not None
     assert state["said"] == saved_at
-    at_once = largest_difference(full_weights(engine), saved)
+    at_once = largest_difference(all_weights(engine), saved)
     take_steps(engine, 3, 5, ranks)
-    later = largest_difference(full_weights(engine), after)
+    later = largest_difference(all_weights(engine), after)
     if ranks.is_first:
         sys.stdout.write(f"difference {saved_at} {stage} {at_once} {later}\n")
 

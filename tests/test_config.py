@@ -59,7 +59,7 @@ def test_a_section_without_settings_and_an_optional_setting_without_value_keep_t
         ("epochs: many\n", "epochs: Expected a int. Got value: many", "--help"),
         ("epochs: 1.5\n", "epochs: Expected a int. Got value: 1.5", "--help"),
         ("optimizer:\n  lr: fast\n", "optimizer.lr: Expected a float. Got value: fast", "--help"),
-        ("loss:\n  kind: mean\n", "loss.kind: Expected a Literal['soft', 'hard']. Got value: mean", "--help"),
+        ("loss:\n  kind: mean\n", "loss.kind: Expected a Literal['soft', 'hard', 'mixed']. Got value: mean", "--help"),
         ("optimizer: 5\n", "optimizer: 5 is not a section", "change optimizer"),
         ("optimizer: [1]\n", "optimizer: [1] is not a section", "change optimizer"),
         ("optimizer: adam\n", "optimizer: ", "--help"),

@@ -1,4 +1,8 @@
-"""Students: timm models with three outputs, made, exported as timm folders, and loaded again."""
+"""Students: timm models with three outputs, made, exported as timm folders, and loaded again.
+
+With the linear head, bare timm loads such a folder. It has no argument for the paper's head of two layers: that folder
+says `"head": "mlp"` in its `config.json`, and `load_student` rebuilds it, while bare timm refuses its weights.
+"""
 
 import json
 import os
@@ -7,13 +11,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
 from safetensors import SafetensorError
 from timm.data import resolve_input_data_config
-from timm.models import save_for_hf
+from timm.layers import Mlp
+from timm.models import load_checkpoint, save_for_hf
 
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
@@ -26,6 +31,9 @@ PRESETS = {
     "ViT_L32": "vit_large_patch32_224.orig_in21k",
     "ViT_L16": "vit_large_patch16_224.augreg_in21k",
 }
+
+MLP_WIDTH = 32
+"""Hidden units of the paper's head."""
 
 # What timm's models raise for arguments and weights that do not fit: each checks, or trips over, them in its own way.
 _TIMM_ERRORS = (
@@ -44,8 +52,13 @@ class StudentConfig:
     """Start from the model's published weights."""
     model_args: dict = field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as `img_size`, `depth`, `drop_path_rate`."""
+    head: Literal["linear", "mlp"] = "linear"
+    """`mlp`: the paper's, 32 hidden units with GELU; bare timm does not load such a student, xmodal does."""
     eval_crop_share: float | None = None
     """Share of the shorter side that the evaluation crop keeps; by default the model's own (often 0.9)."""
+    eval_squash: bool | None = None
+    """Evaluate on that share of each side, stretched to a square, not on a square of the picture; by default as the
+    model's published weights were."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
 
@@ -65,14 +78,20 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_share: float
-    """Share of the shorter side that the evaluation crop keeps."""
+    """Share of the shorter side that the evaluation crop keeps; with `squash`, of each side."""
+    squash: bool
+    """Whether that crop is stretched to a square."""
 
 
 def create_student(config: StudentConfig) -> torch.nn.Module:
     """A model with three outputs. Raises UserError for a name or arguments that timm does not know."""
     name = PRESETS.get(config.model, config.model)
     try:
-        model = timm.create_model(name, pretrained=config.pretrained, num_classes=len(CLASSES), **config.model_args)
+        model = _create(name, pretrained=config.pretrained, num_classes=len(CLASSES), **config.model_args)
+        if config.head == "mlp" and not has_mlp_head(model):
+            _put_mlp_head(model)
+        elif config.head == "linear" and has_mlp_head(model):
+            raise ValueError("this student has the head of two layers; set student.head=mlp")
         if config.gradient_checkpointing:
             model.set_grad_checkpointing(True)
     except _TIMM_ERRORS as error:
@@ -81,6 +100,41 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
             "see timm.list_models() for names; set student.pretrained=false where no weights can be had",
         ) from error
     return model
+
+
+def _create(name: str, *, pretrained: bool, **arguments: Any) -> Any:
+    """`timm.create_model`, which also loads the folder of a student with the paper's head."""
+    folder = Path(name.removeprefix("local-dir:"))
+    if not (pretrained and name.startswith("local-dir:") and _says_mlp(folder / "config.json")):
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    model = timm.create_model(name, pretrained=False, **arguments)
+    _put_mlp_head(model)
+    load_checkpoint(model, str(folder / "model.safetensors"))
+    return model
+
+
+def _says_mlp(path: Path) -> bool:
+    return path.is_file() and json.loads(path.read_bytes()).get("head") == "mlp"
+
+
+def _put_mlp_head(model: torch.nn.Module) -> None:
+    """Replace a timm model's linear classifier by the paper's: 32 hidden units, GELU, three outputs."""
+    heads = classifiers(model)
+    if len(heads) != 1 or not isinstance(linear := heads[0], torch.nn.Linear):
+        raise ValueError("head: mlp needs a model whose classifier is one linear layer")
+    name = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
+    model.set_submodule(name, Mlp(linear.in_features, MLP_WIDTH, len(CLASSES)))
+
+
+def has_mlp_head(model: torch.nn.Module) -> bool:
+    """Whether a student has the paper's head, which bare timm does not load."""
+    return any(isinstance(head, Mlp) for head in classifiers(model))
+
+
+def classifiers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The head of a timm model, what follows the backbone's features; a few models have two."""
+    names = cast(dict[str, Any], model.pretrained_cfg).get("classifier") or ()
+    return [model.get_submodule(name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def load_student(folder: str) -> torch.nn.Module:
@@ -95,13 +149,13 @@ def load_student(folder: str) -> torch.nn.Module:
             "give a student that xmodal exported",
         )
     try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        return _create(f"local-dir:{folder}", pretrained=True).eval()
     except _TIMM_ERRORS as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
 
 
-def input_spec(model: torch.nn.Module, crop_share: float | None = None) -> InputSpec:
-    """What pictures a model takes, by its own configuration; `crop_share` overrides that of the model."""
+def input_spec(model: torch.nn.Module, crop_share: float | None = None, squash: bool | None = None) -> InputSpec:
+    """What pictures a model takes, by its own configuration; `crop_share` and `squash` override that of the model."""
     # resolve_model_data_config would give the published weights' size, not that of the model as it was made.
     resolved = resolve_input_data_config(model=model, pretrained_cfg=model.pretrained_cfg)
     return InputSpec(
@@ -109,14 +163,17 @@ def input_spec(model: torch.nn.Module, crop_share: float | None = None) -> Input
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),
         crop_share=crop_share or resolved["crop_pct"],
+        squash=resolved["crop_mode"] == "squash" if squash is None else squash,
     )
 
 
-def export_student(model: torch.nn.Module, folder: str, *, crop_share: float, provenance: Mapping[str, Any]) -> None:
+def export_student(
+    model: torch.nn.Module, folder: str, *, crop_share: float, squash: bool = False, provenance: Mapping[str, Any]
+) -> None:
     """Write `config.json`, `model.safetensors`, `README.md` (model card) and `provenance.json`.
 
-    The folder is never seen half written; a student that was there is moved aside first.
-    Bare timm loads the folder: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+    The folder is never seen half written; a student that was there is moved aside first. Bare timm loads that of a
+    student with the linear head: `timm.create_model("local-dir:FOLDER", pretrained=True)`; `load_student` loads all.
     """
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,9 +181,9 @@ def export_student(model: torch.nn.Module, folder: str, *, crop_share: float, pr
     save_for_hf(
         model,
         str(staged),
-        model_config={"label_names": list(CLASSES)},
+        model_config={"label_names": list(CLASSES), "head": "mlp" if has_mlp_head(model) else "linear"},
         safe_serialization=True,
-        data_config={"crop_pct": crop_share},
+        data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
     )
     (staged / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     (staged / "README.md").write_text(_model_card(model, provenance))
@@ -143,6 +200,10 @@ def _model_card(model: torch.nn.Module, provenance: Mapping[str, Any]) -> str:
     spec = input_spec(model)
     pretrained_config = cast(dict[str, Any], model.pretrained_cfg)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if has_mlp_head(model):
+        head, loading = f"two layers, {MLP_WIDTH} hidden units (bare timm cannot load them)", _LOAD_BY_XMODAL
+    else:
+        head, loading = "linear", _LOAD_BY_TIMM
     return f"""---
 library_name: timm
 tags:
@@ -154,16 +215,21 @@ tags:
 Predicts negative, neutral or positive sentiment from a picture alone. It learned from the soft labels that a text
 teacher gave to the texts of posts; no person annotated its training pictures.
 
-- Architecture: {pretrained_config["architecture"]}, {num_parameters:,} parameters
+- Architecture: {pretrained_config["architecture"]}, {num_parameters:,} parameters; head: {head}
 - Input: RGB, {spec.size} by {spec.size} pixels; outputs: logits of {", ".join(CLASSES)}
 - View it learned from: `{provenance.get("view_fingerprint", "unknown")}`
 - Steps: {provenance.get("steps", "unknown")}; all settings are in `provenance.json`
 
 ```python
-import timm
-model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()
+{loading}
 ```
 """
+
+
+_LOAD_BY_TIMM = """import timm
+model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()"""
+_LOAD_BY_XMODAL = """from xmodal.students import load_student
+model = load_student("PATH_OF_THIS_FOLDER")"""
 
 
 def _first_line(error: Exception) -> str:

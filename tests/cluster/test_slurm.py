@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import label_command
+import psutil
 import pytest
 from launchers import ROOT, launch, losses, settings, start_ranks, steps, wait_for_ranks, wait_for_step
 from picture_server import serving_pictures
@@ -141,7 +142,7 @@ def test_a_mistake_in_labelling_fails_the_job_with_its_own_exit_code_and_takes_t
     assert processes_of_job(job) == []
 
 
-def test_a_job_whose_time_is_up_ends_cleanly_and_goes_on_when_submitted_again(slurm, label_arguments):
+def test_a_job_whose_time_is_up_ends_cleanly_and_goes_on_when_submitted_again(slurm, label_arguments, ray_folder):
     folder, arguments = label_arguments
     log, dataset = folder / "slow.log", folder / "slow"
     arguments = [*arguments, f"--dataset={dataset}", "--max_units_in_flight=2", "--fetch.max_concurrent=1"]
@@ -162,7 +163,35 @@ def test_a_job_whose_time_is_up_ends_cleanly_and_goes_on_when_submitted_again(sl
     fields = slurm.wait(again)
     assert fields["JobState"] == "COMPLETED", (folder / "again.log").read_text()
     assert committed.items() <= {path.name: path.stat().st_ino for path in dataset.glob("*.tar")}.items()
-    assert label_command.hashes(dataset) == label_command.hashes(folder / "dataset")
+    alone = [*label_command.LABEL, *arguments, f"--dataset={folder / 'alone'}", "--politeness.requests_per_second=0"]
+    done = label_command.run(alone, label_command.environment(ray_folder))
+    assert done.returncode == 0, done.stderr
+    assert label_command.hashes(dataset) == label_command.hashes(folder / "alone")
+
+
+def test_a_job_whose_time_is_up_while_it_waits_for_its_nodes_ends_cleanly(slurm, label_arguments):
+    folder, arguments = label_arguments
+    log = folder / "waiting.log"
+    job = submit_label(slurm, log, [], *arguments, f"--dataset={folder / 'waiting'}")
+    joining = f"--address=127.0.0.1:{20_000 + int(job) % 10_000}"
+    deadline = time.monotonic() + 120
+    ended = 0
+    while not ended:
+        assert time.monotonic() < deadline, log.read_text()
+        for process in psutil.process_iter(["cmdline"]):
+            arguments_of_process = process.info["cmdline"] or []
+            if joining in arguments_of_process and "start" in arguments_of_process:
+                # The second node does not come.
+                process.kill()
+                ended += 1
+        time.sleep(0.05)
+    # The script waits for it for five minutes.
+    time.sleep(10)
+    slurm.signal(job, "USR1")
+    fields = slurm.wait(job, 100)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "75:0"), log.read_text()
+    assert "nodes have joined" not in log.read_text()
+    assert processes_of_job(job) == []
 
 
 def test_the_batch_scripts_have_no_complaint_of_shellcheck():

@@ -52,7 +52,6 @@ def test_a_killed_collection_goes_on_without_a_gap_or_a_double(source, service, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("source", ["bluesky"])
 def test_a_signal_ends_a_collection_cleanly(source, service, config, tmp_path, number):
     folder = tmp_path / "posts"
     process = collecting.start(tmp_path, config)
@@ -67,7 +66,9 @@ def test_a_signal_ends_a_collection_cleanly(source, service, config, tmp_path, n
     assert process.returncode == 0, errors
     assert "posts written  2" in output
     assert collected(folder) == ids(source, 1, 2)
-    assert collecting.state(folder)["cursor"] == {"time_us": events(source, 2)[0]["time_us"]}
+    assert not list(folder.glob(".*.part"))
+    if source == "bluesky":
+        assert collecting.state(folder)["cursor"] == {"time_us": events(source, 2)[0]["time_us"]}
 
 
 @pytest.mark.parametrize("source", ["x"])

@@ -130,13 +130,44 @@ def test_a_failure_that_passes_is_tried_again_until_the_picture_is_there(server,
 def test_a_connection_that_is_closed_without_an_answer_is_opened_again(server):
     result = fetch_one(server.answer("a.jpg", web.in_turn(web.close_at_once, web.close_at_once, web.content(JPEG))))
     assert result.picture
-    # aiohttp by itself asks once more where a connection was closed: it may have been an old one.
-    assert result.tries == 2
+    assert result.tries == server.requests["/a.jpg"] == 3
 
 
-def test_every_retry_is_one_request(server):
-    assert fetch_one(server.answer("a.jpg", web.status(500)), replace(CONFIG, max_tries=4)).tries == 4
+@pytest.mark.parametrize("answer", [web.status(500), web.close_at_once, web.declared(9, b"")])
+def test_every_try_is_one_request(server, answer):
+    assert fetch_one(server.answer("a.jpg", answer), replace(CONFIG, max_tries=4)).tries == 4
+    # aiohttp by itself would ask once more where a connection was closed: it may have been an old one.
     assert server.requests["/a.jpg"] == 4
+
+
+def test_a_connection_that_was_kept_and_is_closed_costs_a_try_and_no_picture(server):
+    connections = []
+
+    def answer_once(handler) -> None:
+        if handler.connection in connections:
+            handler.close_connection = True
+        else:
+            connections.append(handler.connection)
+            web.content(JPEG)(handler)
+
+    url = server.answer("a.jpg", answer_once)
+    results = fetch([url] * 5, replace(CONFIG, max_concurrent=1, max_tries=20))
+    assert all(result.picture for result in results)
+    # Each but the first request of a connection fails.
+    assert sum(result.tries for result in results) == server.requests.total() == 9
+
+
+def test_connections_are_used_again(server):
+    connections = set()
+
+    def note(handler) -> None:
+        connections.add(handler.client_address)
+        web.content(JPEG)(handler)
+
+    assert all(
+        result.picture for result in fetch([server.answer("a.jpg", note)] * 50, replace(CONFIG, max_concurrent=4))
+    )
+    assert len(connections) == 4
 
 
 def test_redirects_are_followed_to_the_picture(server):

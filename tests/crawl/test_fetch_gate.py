@@ -15,8 +15,9 @@ import web_server as web
 
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import FetchResult, fetch_in_order
+from xmodal.crawl.gate import LocalGate
 from xmodal.crawl.pictures import PictureConfig
-from xmodal.crawl.politeness import HostDownError
+from xmodal.crawl.politeness import HostDownError, PolitenessConfig
 
 CONFIG = FetchConfig(allow_networks=["127.0.0.0/8"], max_tries=3, backoff_seconds=0.01, total_seconds=10)
 JPEG = made.jpeg()
@@ -73,8 +74,8 @@ def test_every_request_passes_the_gate_of_its_own_host_redirects_too(server):
         (web.status(500, **{"Retry-After": "7"}), [(True, None)]),
         (web.redirect("file:///etc/passwd"), [(True, None)]),
         (web.declared(len(JPEG), JPEG[:-100]), [(True, None)]),
-        (web.close_at_once, [(None, None)]),
-        (web.hang, [(None, None)]),
+        (web.close_at_once, [(False, None)]),
+        (web.hang, [(False, None)]),
         (web.trickle(JPEG), [(True, None)]),
     ],
 )
@@ -82,6 +83,39 @@ def test_the_gate_is_told_whether_the_host_answered_and_for_how_long_it_wants_a_
     gate = NotingGate()
     fetch([server.answer("a.jpg", answer)], gate, replace(CONFIG, max_tries=1, total_seconds=1))
     assert gate.told == told
+
+
+@pytest.mark.parametrize("answer", [web.after(0.5, web.close_at_once), web.hang], ids=["closed", "silent"])
+def test_one_picture_without_an_answer_says_nothing_of_a_host_that_answers_others_meanwhile(server, answer):
+    urls = [server.answer("bad.jpg", answer), server.answer("good.jpg", web.content(JPEG))]
+    gate = NotingGate()
+    fetch(urls, gate, replace(CONFIG, max_tries=1, idle_seconds=1))
+    assert sorted(gate.told, key=str) == [(None, None), (True, None)]
+
+
+@pytest.mark.parametrize("answer", [web.close_at_once, web.hang], ids=["closed", "silent"])
+def test_a_picture_without_an_answer_has_no_more_tries_where_its_host_as_a_whole_is_silent(server, answer):
+    url = server.answer("a.jpg", answer)
+    gate = NotingGate([False] * 10)
+    (result,) = fetch([url], gate, replace(CONFIG, idle_seconds=0.5))
+    assert result.tries == server.requests.total() == CONFIG.max_tries
+    # Once it speaks for its host; then it may be the cause itself.
+    assert [answered for answered, _ in gate.told] == [False, None, None]
+
+
+def test_a_host_that_takes_connections_and_says_nothing_is_asked_now_and_then_and_given_up(server):
+    politeness = PolitenessConfig(requests_per_second=0, max_concurrent=8, patience_seconds=3)
+    url = server.answer("a.jpg", web.hang)
+
+    async def collect() -> list[FetchResult]:
+        config = replace(CONFIG, idle_seconds=0.5)
+        return [one async for one in fetch_in_order([url] * 200, config, PictureConfig(), LocalGate(politeness))]
+
+    reasons = Counter(result.reason for result in asyncio.run(collect()))
+    assert set(reasons) <= {"timeout", "host_down"}
+    assert reasons["host_down"] > 180
+    # Until it shows, and then one at a time.
+    assert server.requests.total() < 8 * 2 + 2 * 3
 
 
 def test_a_pause_until_a_date_is_told_in_seconds(server):

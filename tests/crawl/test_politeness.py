@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError
-from xmodal.crawl.politeness import HostConfig, HostLimits, Over, PolitenessConfig
+from xmodal.crawl.politeness import Admission, HostConfig, HostLimits, Over, PolitenessConfig
 
 UNLIMITED = {"requests_per_second": 0.0, "max_concurrent": 0}
 
@@ -105,6 +105,26 @@ def test_a_host_that_gives_no_answer_is_asked_by_one_request_now_and_then_until_
         now += 0.1
     assert end(host, Over(answers=1), now)
     assert host.admit(5, now).granted == 5
+
+
+def test_whoever_comes_while_a_host_that_was_given_up_is_asked_waits_for_its_answer():
+    host = limits(failures_to_open=3, patience_seconds=60.0)
+    host.admit(3, 0.0)
+    fail(host, 3, 0.0)
+    assert host.admit(5, 1000.0).granted == 1
+    assert host.admit(4, 1000.0) == Admission()
+    assert end(host, Over(answers=1), 1000.5)
+    assert host.admit(4, 1000.5).granted == 4
+
+
+def test_a_probe_of_which_nothing_is_known_is_not_repeated_at_once():
+    host = limits(failures_to_open=3)
+    host.admit(3, 0.0)
+    fail(host, 3, 0.0)
+    for second in range(1, 5):
+        assert host.admit(1, second).granted == 1
+        end(host, Over(unknown=1), second)
+        assert host.admit(1, second + 0.5).granted == 0
 
 
 def test_an_answer_between_failures_says_that_the_host_is_there():

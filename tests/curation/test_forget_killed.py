@@ -29,6 +29,7 @@ STATES = ("both generations", "old ones left")
 """What a kill is to leave behind, some time; the second one lasts for milliseconds."""
 MOST_KILLS = 90
 """It is killed more often than asked for until both were seen."""
+SLOW = [pytest.mark.slow, pytest.mark.timeout(7200)]
 POSTS, AUTHOR = [0, 1, 2, 3, 4, 17, 33, 34, 80, 120, 1000, 1009], "eve"
 """All of the first shard, and here and there one, also of the retried; the author has a post in most shards."""
 
@@ -107,7 +108,7 @@ def assert_ended_well(storage: Storage, contents: dict[str, bytes], before: Coun
     assert len(storage.below("tombstones").names()) == 1
 
 
-@pytest.mark.parametrize("num_kills", [9, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [9, pytest.param(300, marks=SLOW)])
 def test_killed_at_any_time_and_run_again_it_loses_and_doubles_nothing(
     dataset: Path, tmp_path: Path, num_kills: int
 ) -> None:
@@ -185,7 +186,7 @@ def test_it_does_the_same_on_s3(bucket: tuple[dict[str, str], Any], tmp_path: Pa
     assert "0 samples out of 0 shards; 0 files deleted" in run(storage.url, forgotten, **variables)
 
 
-@pytest.mark.parametrize("num_kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [3, pytest.param(60, marks=SLOW)])
 def test_killed_on_s3_it_loses_and_doubles_nothing(
     bucket: tuple[dict[str, str], Any], tmp_path: Path, num_kills: int
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from shards.errors import UserError
 from xmodal.posts.post import Media, Post
-from xmodal.posts.readers import check_posts_file, posts_fingerprint, read_posts
+from xmodal.posts.readers import ReadShare, check_posts_file, posts_fingerprint, read_posts
 
 TEXTS = (
     'id,text\n784000000000000001,"A lovely day, isn\'t it"\n784000000000000002,no picture\n784000000000000003,so sad\n'
@@ -179,3 +179,16 @@ def test_only_numbers_are_held_of_each_picture(tmp_path):
 
     small, large = peak_bytes(1000), peak_bytes(11_000)
     assert (large - small) / 10_000 < 100  # of some 400 that each post takes in the files
+
+
+@pytest.mark.parametrize("has_texts", [True, False])
+def test_how_much_was_read_grows_with_the_posts(tmp_path, has_texts):
+    ids = range(10**17, 10**17 + 1000)
+    if has_texts:
+        (tmp_path / "raw_tweets_text.csv").write_text("".join(f"{number},{'text ' * 40}\n" for number in ids))
+    (tmp_path / "b-t4sa_train.txt").write_text("".join(f"data/{number}-0.jpg 2\n" for number in ids))
+    read = ReadShare()
+    shares = [read.share() for _ in read_posts(str(tmp_path / "b-t4sa_*.txt"), read_share=read)]
+    assert shares == sorted(shares)
+    assert 0.4 < shares[499] < 0.6
+    assert read.share() == 1.0

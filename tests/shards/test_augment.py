@@ -14,7 +14,7 @@ from shards.errors import ConfigError
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 NO_AUGMENTATION = AugmentConfig(min_crop_area=1, max_crop_aspect=1, flip=False)
 EVERYTHING = AugmentConfig(
-    min_crop_area=0.2, max_shift=0.1, max_rotation=20, color_jitter=0.4, grayscale=0.3, erasing=0.5
+    min_crop_area=0.2, max_shift=0.1, max_rotation=20, color_jitter=0.4, grayscale=0.3, rand_augment=0.9, erasing=0.5
 )
 
 
@@ -109,6 +109,27 @@ def test_evaluation_takes_the_middle_square() -> None:
     # The filter reaches a pixel over the edge of the square.
     inner = eval_pixels(content, 10)[:, 1:-1, 1:-1]
     assert (inner == np.array([0, 0, 255], dtype=np.uint8)[:, None, None]).all()
+
+
+def test_squashing_keeps_the_whole_picture_in_training_and_evaluation() -> None:
+    image = Image.new("RGB", (90, 30), RED)
+    image.paste((0, 0, 255), (30, 0, 60, 30))
+    content = encode(image, "PNG")
+    config = replace(NO_AUGMENTATION, squash=True)
+    evaluated = eval_pixels(content, 30, squash=True)
+    assert np.array_equal(train_pixels(content, 30, config, np.random.default_rng(0)), evaluated)
+    red, blue = np.array(RED)[:, None], np.array((0, 0, 255))[:, None]
+    # A third each; the filter reaches over the edges.
+    assert (evaluated[:, 15, 1:8] == red).all()
+    assert (evaluated[:, 15, 12:18] == blue).all()
+    assert (evaluated[:, 15, 22:29] == red).all()
+    # A third of each side is the blue square, and nothing else.
+    assert (eval_pixels(content, 30, 1 / 3, squash=True)[:, 4:-4, 4:-4] == blue[:, None]).all()
+
+
+def test_crops_and_squashing_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="has no effect with squash"):
+        AugmentConfig(squash=True, max_crop_aspect=1)
 
 
 def test_evaluation_may_leave_out_a_border() -> None:

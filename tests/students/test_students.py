@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent.parent.parent
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
-def new_student(model: str = "vit_tiny_patch16_224", **model_args) -> torch.nn.Module:
+def new_student(model: str = "vit_tiny_patch16_224", head: str = "linear", **model_args) -> torch.nn.Module:
     """Untrained, but with every weight and every buffer other than timm makes them."""
     torch.manual_seed(0)
-    student = create_student(StudentConfig(model=model, pretrained=False, model_args=model_args))
+    student = create_student(StudentConfig(model=model, pretrained=False, head=head, model_args=model_args))
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -70,6 +70,50 @@ def test_bare_timm_loads_an_exported_student_with_equal_logits(tmp_path, model, 
     assert torch.equal(logits(load_student(str(folder))), logits(student))
 
 
+@pytest.mark.parametrize(
+    ("model", "model_args", "path"),
+    [
+        ("vit_tiny_patch16_224", TINY, "head"),
+        ("resnet10t", {}, "fc"),
+        ("swin_tiny_patch4_window7_224",
+         {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]}, "head.fc"),
+    ],
+    ids=["vit", "batch-norm", "swin"],
+)  # fmt: skip
+def test_a_student_with_the_papers_head_is_loaded_with_equal_logits(tmp_path, model, model_args, path):
+    student = new_student(model, head="mlp", **model_args)
+    head = student.get_submodule(path)
+    assert [tuple(weight.shape) for weight in head.parameters()] == [
+        (32, head.fc1.in_features), (32,), (3, 32), (3,),
+    ]  # fmt: skip
+    folder = export(student, tmp_path / "student")
+    assert torch.equal(logits(load_student(str(folder))), logits(student))
+    # Its head is no linear one: by hand, from the features.
+    size = input_spec(student).size
+    with torch.inference_mode():
+        features = student.forward_head(student.forward_features(torch.zeros(1, 3, size, size)), pre_logits=True)
+        hidden = torch.nn.functional.gelu(features @ head.fc1.weight.T + head.fc1.bias)
+        torch.testing.assert_close(student(torch.zeros(1, 3, size, size)), hidden @ head.fc2.weight.T + head.fc2.bias)
+
+
+def test_bare_timm_refuses_a_student_with_the_papers_head_rather_than_loading_a_part(tmp_path):
+    folder = export(new_student(head="mlp", **TINY), tmp_path / "student")
+    with pytest.raises(RuntimeError, match=r"head\.fc1"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    card = (folder / "README.md").read_text()
+    assert 'load_student("PATH_OF_THIS_FOLDER")' in card
+    assert "timm.create_model" not in card
+
+
+def test_a_student_with_the_papers_head_can_be_where_another_begins(tmp_path):
+    student = new_student(head="mlp", **TINY)
+    folder = export(student, tmp_path / "student")
+    again = create_student(StudentConfig(model=f"local-dir:{folder}", head="mlp"))
+    assert torch.equal(logits(again), logits(student))
+    with pytest.raises(UserError, match=r"set student\.head=mlp"):
+        create_student(StudentConfig(model=f"local-dir:{folder}"))
+
+
 def test_the_buffers_of_batch_norm_are_exported(tmp_path):
     student = new_student("resnet10t")
     loaded = timm.create_model(f"local-dir:{export(student, tmp_path / 'student')}", pretrained=True)
@@ -103,6 +147,14 @@ def test_the_crop_is_the_models_own_unless_the_config_says_otherwise():
     student = new_student(**TINY)
     assert input_spec(student).crop_share == student.pretrained_cfg["crop_pct"] == 0.9
     assert input_spec(student, 1.0).crop_share == 1.0
+
+
+def test_a_student_that_takes_squashed_pictures_says_so(tmp_path):
+    student = new_student(**TINY)
+    assert not input_spec(student).squash
+    export_student(student, str(tmp_path / "student"), crop_share=1.0, squash=True, provenance={})
+    assert config_json(tmp_path / "student")["pretrained_cfg"]["crop_mode"] == "squash"
+    assert input_spec(load_student(str(tmp_path / "student"))).squash
 
 
 def test_a_student_can_start_from_an_exported_one(tmp_path):
@@ -161,6 +213,7 @@ def test_a_new_export_replaces_the_old_folder_whole(tmp_path):
         ({"model_args": TINY | {"class_token": False}}, "class token"),
         ({"model_args": {"pretrained": True}}, "pretrained"),
         ({"model": "vgg11", "gradient_checkpointing": True}, "gradient checkpointing"),
+        ({"model": "deit_tiny_distilled_patch16_224", "head": "mlp"}, "one linear layer"),
     ],
 )
 def test_a_name_or_arguments_that_timm_does_not_know_are_a_users_mistake(settings, word):

@@ -2,13 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from xmodal.teacher.precision import cpu_has_bf16, resolve_precision, speed_up_linear_layers
+from xmodal.teacher.precision import cpu_is_fast_in_bf16, resolve_precision, speed_up_linear_layers
 
 
 @pytest.mark.parametrize(
     ("cpuinfo", "expected"),
     [
-        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 vnmi\n", True),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f avx512_bf16 vnmi\n", True),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16 vnmi\n", False),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512_bf16 amx_bf16\n\nflags\t\t: avx2\n", True),
         ("flags : avx2 amx_bf16 amx_tile\n", True),
         ("Features\t: fp asimd bf16 i8mm\n", True),
         ("flags : avx2 avx512f avx512_vnni\n", False),
@@ -16,8 +18,8 @@ from xmodal.teacher.precision import cpu_has_bf16, resolve_precision, speed_up_l
         ("", False),
     ],
 )
-def test_a_processor_has_bf16_if_its_flags_say_so(cpuinfo, expected):
-    assert cpu_has_bf16(cpuinfo) == expected
+def test_a_processor_is_fast_in_bf16_if_its_maker_and_flags_say_so(cpuinfo, expected):
+    assert cpu_is_fast_in_bf16(cpuinfo) == expected
 
 
 def test_auto_is_bf16_where_the_device_has_it_and_what_is_asked_for_is_obeyed():

@@ -83,11 +83,11 @@ def test_a_checkpoint_says_what_it_is_of_and_names_whole_parameters(by_two_ranks
     folder, _ = by_two_ranks
     checkpoint = folder / "zero3" / "step-00000003"
     commit = json.loads((checkpoint / "commit.json").read_text())
-    assert (commit["world_size"], commit["zero_stage"], commit["optimizer_steps"]) == (2, 3, 3)
+    assert (commit["world_size"], commit["zero_stage"], commit["optimizer"]) == (2, 3, {"step": 3})
     assert (folder / "zero3" / "latest").read_text() == "step-00000003"
     shapes = {}
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+    for kind in ("weight", "exp_avg", "exp_avg_sq", "ema"):
         assert shapes[f"{kind}:head.weight"] == [3, 32]

@@ -65,13 +65,46 @@ def test_biases_norms_and_what_the_model_exempts_are_not_decayed():
     import timm
 
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2)
-    decayed, plain = parameter_groups(model, 0.3)
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
-    ids = {id(parameter) for parameter in plain["params"]}
+    groups = parameter_groups(model, 0.3, layer_decay=1)
+    assert [(group["weight_decay"], group["in_head"]) for group in groups] == [
+        (0.3, False), (0.3, True), (0.0, False), (0.0, True),
+    ]  # fmt: skip
+    decayed, plain = ([p for group in pair for p in group["params"]] for pair in (groups[:2], groups[2:]))
+    assert all(parameter.ndim >= 2 for parameter in decayed)
+    ids = {id(parameter) for parameter in plain}
     assert id(model.pos_embed) in ids
     assert id(model.cls_token) in ids
-    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+    assert len(decayed) + len(plain) == len(list(model.parameters()))
+    assert groups[1]["params"] == [model.head.weight]
+    assert groups[3]["params"] == [model.head.bias]
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        ("vit_tiny_patch16_224", ["patch_embed", "blocks.0", "blocks.1", "head"]),
+        ("resnet10t", ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]),
+    ],
+)
+def test_each_layer_learns_at_a_share_of_the_rate_of_the_one_above_it(model, layers):
+    import timm
+
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2} if "vit" in model else {}
+    student = timm.create_model(model, num_classes=3, **arguments)
+    groups = parameter_groups(student, 0.3, layer_decay=0.5)
+    of_parameter = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert len(of_parameter) == len(list(student.parameters()))
+    expected = {layer: 0.5 ** (len(layers) - 1 - number) for number, layer in enumerate(layers)}
+    for name, parameter in student.named_parameters():
+        layer = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        group = of_parameter[id(parameter)]
+        if layer is not None:
+            assert group["lr_scale"] == expected[layer], name
+        assert group["weight_decay"] == (
+            0.3
+            if (parameter.ndim > 1 and "embed" not in name and "token" not in name) or name == "patch_embed.proj.weight"
+            else 0.0
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -79,9 +112,15 @@ def test_biases_norms_and_what_the_model_exempts_are_not_decayed():
     [
         (lambda: OptimizerConfig(lr=3e4), "lr"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas"),
+        (lambda: OptimizerConfig(layer_decay=0.0), "layer_decay"),
         (lambda: LossConfig(label_smoothing=0.2), "label_smoothing"),
         (lambda: LossConfig(kind="hard", temperature=2.0), "temperature"),
+        (lambda: LossConfig(hard_share=0.5), "hard_share"),
+        (lambda: LossConfig(kind="mixed"), "hard_share"),
+        (lambda: LossConfig(kind="mixed", hard_share=1.0), "hard_share"),
+        (lambda: LossConfig(confidence_power=-1.0), "confidence_power"),
         (lambda: TrainConfig(view="v", output="o", epochs=0), "epochs"),
+        (lambda: TrainConfig(view="v", output="o", epochs=2, frozen_epochs=3), "frozen_epochs"),
     ],
 )
 def test_values_out_of_range_name_their_key(make, key):

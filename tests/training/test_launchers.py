@@ -93,7 +93,10 @@ def test_the_student_learns(small_view, tmp_path):
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(small_view, tmp_path):
     # A killed rank gives back no shared memory that still has a name.
     shared_memory = set(os.listdir("/dev/shm"))
-    more = ("--epochs=3", "--deepspeed=configs/deepspeed/zero2.json")
+    more = (
+        "--epochs=3", "--deepspeed=configs/deepspeed/zero2.json", "--mixup=0.4", "--augment.rand_augment=0.5",
+        "--optimizer.ema_decay=0.9", "--loss.kind=mixed", "--loss.hard_share=0.3", "--loss.confidence_power=1",
+    )  # fmt: skip
     unbroken = tmp_path / "unbroken"
     assert launch("python", settings(small_view, unbroken, *more)).returncode == 0
     broken = tmp_path / "broken"
@@ -219,13 +222,14 @@ def test_a_run_whose_reading_process_is_killed_ends_and_says_so_in_two_lines(sma
     ("more", "complaint"),
     [
         (("--output=/dev/null",), "/dev/null: cannot be a folder"),
-        (("--deepspeed={tmp}/fp16.json",), "fp16.json: DeepSpeed refuses it"),
+        (("--deepspeed={tmp}/both.json",), "both.json: DeepSpeed refuses it"),
         (("--deepspeed={tmp}/unknown.json",), "unknown.json: DeepSpeed refuses it"),
     ],
-    ids=["output", "fp16", "unknown"],
+    ids=["output", "both", "unknown"],
 )
 def test_what_cannot_be_done_is_told_in_two_lines(small_view, tmp_path, more, complaint):
-    (tmp_path / "fp16.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
+    both = {"fp16": {"enabled": True}, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+    (tmp_path / "both.json").write_text(json.dumps(both))
     (tmp_path / "unknown.json").write_text('{"zero_optimization": {"stage": 1, "no_such_key": 1}}')
     done = launch("python", settings(small_view, tmp_path / "run", *(one.format(tmp=tmp_path) for one in more)))
     assert done.returncode == 2, done.stdout

@@ -1,45 +1,113 @@
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 
 from xmodal.training.config import LossConfig
-from xmodal.training.losses import balanced_class_weights, matched_targets, sample_losses, teacher_entropy
+from xmodal.training.losses import (
+    DistillationLoss,
+    balanced_class_weights,
+    confidence_weights,
+    hard_cross_entropy,
+    one_hot,
+    soft_cross_entropy,
+    soften,
+    teacher_entropy,
+)
+
+LOSSES: list[dict[str, Any]] = [
+    {},
+    {"temperature": 4.0},
+    {"kind": "hard"},
+    {"kind": "hard", "label_smoothing": 0.2},
+    {"kind": "mixed", "hard_share": 0.3, "temperature": 2.0, "label_smoothing": 0.1},
+]
+WEIGHTS: list[dict[str, Any]] = [
+    {},
+    {"class_weights": "balanced"},
+    {"confidence_power": 2.0},
+    {"class_weights": "balanced", "confidence_power": 1.0},
+]
+CONFIGS = [LossConfig(**loss, **weights) for loss in LOSSES for weights in WEIGHTS]
 
 
 def soft_labels(num: int, seed: int) -> torch.Tensor:
     return torch.rand(num, 3, generator=torch.Generator().manual_seed(seed)).softmax(dim=1)
 
 
+def confident_labels(num: int, seed: int) -> torch.Tensor:
+    """Soft labels of every confidence, the classes of unequal share."""
+    return (soft_labels(num, seed).log() * 12 + torch.tensor([0.0, 1.0, 3.0])).softmax(dim=1)
+
+
+def some_logits(num: int, seed: int) -> torch.Tensor:
+    return torch.randn(num, 3, generator=torch.Generator().manual_seed(seed)) * 3
+
+
 def test_soft_cross_entropy_is_that_of_torch():
     logits, targets = torch.randn(16, 3), soft_labels(16, 0)
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    torch.testing.assert_close(sample_losses(logits, targets, LossConfig()), expected)
+    torch.testing.assert_close(soft_cross_entropy(logits, targets), expected)
 
 
 def test_hard_cross_entropy_with_smoothing_is_that_of_torch():
     logits, targets = torch.randn(16, 3), soft_labels(16, 1)
-    config = LossConfig(kind="hard", label_smoothing=0.2)
     expected = torch.nn.functional.cross_entropy(logits, targets.argmax(dim=1), label_smoothing=0.2, reduction="none")
-    torch.testing.assert_close(sample_losses(logits, targets, config), expected)
+    torch.testing.assert_close(hard_cross_entropy(logits, targets, 0.2), expected)
+
+
+@given(seed=st.integers(0, 1000), temperature=st.floats(0.3, 10))
+def test_the_soft_loss_is_the_divergence_at_the_temperature_and_its_constant(seed, temperature):
+    logits, targets = some_logits(8, seed), confident_labels(8, seed)
+    matched = soften(targets, temperature)
+    divergence = torch.nn.functional.kl_div(
+        (logits / temperature).log_softmax(dim=1), matched, reduction="none"
+    ).sum(dim=1)  # fmt: skip
+    expected = temperature**2 * (divergence + teacher_entropy(matched))
+    torch.testing.assert_close(soft_cross_entropy(logits, targets, temperature), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_papers_loss_is_that_of_keras():
+    """`CategoricalCrossentropy(label_smoothing=0.2)` with the `class_weight` of scikit-learn's "balanced", by hand."""
+    targets, logits = confident_labels(300, 4), some_logits(300, 5)
+    labels = targets.argmax(dim=1).numpy()
+    class_weight = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    smoothed = np.eye(3)[labels] * (1 - 0.2) + 0.2 / 3
+    probabilities = logits.double().softmax(dim=1).numpy()
+    expected = class_weight[labels] * -(smoothed * np.log(probabilities)).sum(axis=1)
+    loss = DistillationLoss(LossConfig(kind="hard", label_smoothing=0.2, class_weights="balanced"), lambda: targets)
+    np.testing.assert_allclose(loss(logits, targets).numpy(), expected, rtol=1e-5)
 
 
 def test_soft_loss_is_least_where_the_student_agrees_with_the_teacher_whatever_the_temperature():
     targets = soft_labels(4, 2)
     for temperature in (0.5, 1.0, 4.0):
         logits = targets.log().requires_grad_()
-        sample_losses(logits, targets, LossConfig(temperature=temperature)).sum().backward()
+        soft_cross_entropy(logits, targets, temperature).sum().backward()
         assert logits.grad is not None
         assert logits.grad.abs().max() < 1e-5
 
 
-def test_a_teacher_that_is_certain_gives_no_nan():
+@given(seed=st.integers(0, 1000), share=st.floats(0.01, 0.99))
+def test_the_mixed_loss_lies_between_its_two_parts_by_their_shares(seed, share):
+    logits, targets = some_logits(8, seed), confident_labels(8, seed)
+    parts = {"temperature": 3.0, "label_smoothing": 0.2}
+    mixed = DistillationLoss(LossConfig(kind="mixed", hard_share=share, **parts), lambda: targets)(logits, targets)
+    soft = soft_cross_entropy(logits, targets, 3.0)
+    hard = hard_cross_entropy(logits, targets, 0.2)
+    torch.testing.assert_close(mixed, (1 - share) * soft + share * hard)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_teacher_that_is_certain_gives_no_nan(config):
     targets = torch.tensor([[1.0, 0.0, 0.0]])
     logits = torch.tensor([[100.0, -100.0, 0.0]], dtype=torch.bfloat16)
-    for config in (LossConfig(), LossConfig(temperature=3.0), LossConfig(kind="hard")):
-        assert torch.isfinite(sample_losses(logits, targets, config)).all()
+    assert torch.isfinite(DistillationLoss(config, lambda: targets)(logits, targets)).all()
     assert teacher_entropy(targets).item() == 0
 
 
@@ -55,17 +123,20 @@ def test_balanced_weights_give_every_class_the_same_mass_and_keep_the_total(seed
 
 
 @given(
-    config=st.sampled_from(
-        [LossConfig(), LossConfig(temperature=4.0), LossConfig(temperature=0.5), LossConfig(kind="hard")]
-    ),
+    match=st.sampled_from([soften, lambda targets, _: one_hot(targets)]),
+    temperature=st.sampled_from([0.5, 1.0, 4.0]),
+    power=st.floats(0, 4),
     seed=st.integers(0, 1000),
 )
-def test_balanced_weights_hold_for_what_the_loss_matches(config, seed):
-    targets = soft_labels(200, seed).pow(3)
-    matched = matched_targets(targets / targets.sum(dim=1, keepdim=True), config)
-    weights = balanced_class_weights(matched)
+def test_balanced_weights_hold_for_what_the_loss_matches_as_its_samples_weigh(match, temperature, power, seed):
+    targets = confident_labels(200, seed)
+    matched, samples = match(targets, temperature), confidence_weights(targets, power)
+    weights = balanced_class_weights(matched, samples)
+    mass = (matched * samples[:, None] * weights).sum(dim=0)
     # The loss of certain wrong answers is the weighted mass of the class that was matched.
-    torch.testing.assert_close((matched * weights).sum(dim=0), torch.full((3,), 200 / 3), rtol=1e-3, atol=1e-3)
+    present = matched.sum(dim=0) > 0
+    expected = torch.where(present, samples.sum() / present.sum(), 0.0)
+    torch.testing.assert_close(mass, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_class_that_nobody_has_weighs_nothing():
@@ -73,11 +144,24 @@ def test_a_class_that_nobody_has_weighs_nothing():
     assert balanced_class_weights(targets).tolist() == [1.0, 1.0, 0.0]
 
 
-def test_the_mean_of_two_ranks_is_the_loss_of_the_global_batch():
-    logits, targets = torch.randn(8, 3), soft_labels(8, 3)
-    weights = torch.tensor([2.0, 0.5, 1.0])
-    whole = sample_losses(logits, targets, LossConfig(), weights).mean()
-    halves = [
-        sample_losses(logits[part], targets[part], LossConfig(), weights).mean() for part in (slice(4), slice(4, 8))
-    ]
-    torch.testing.assert_close(sum(halves) / 2, whole)
+@given(seed=st.integers(0, 1000), power=st.floats(0.1, 5))
+def test_confident_samples_weigh_more_and_all_of_the_view_weighs_what_it_did(seed, power):
+    targets = confident_labels(100, seed)
+    # The same wrong answer for all, each of the class that its teacher is surest of.
+    logits = torch.zeros(100, 3)
+    plain = DistillationLoss(LossConfig(kind="hard"), lambda: targets)(logits, targets)
+    weighted = DistillationLoss(LossConfig(kind="hard", confidence_power=power), lambda: targets)(logits, targets)
+    shares = weighted / plain
+    assert shares.mean().item() == pytest.approx(1, rel=1e-4)
+    order = targets.amax(dim=1).argsort()
+    assert (shares[order].diff() >= -1e-6).all()
+    confidence = targets.amax(dim=1)
+    torch.testing.assert_close(shares[0] / shares[1], (confidence[0] / confidence[1]) ** power, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_mean_of_two_ranks_is_the_loss_of_the_global_batch(config):
+    logits, targets = some_logits(8, 3), confident_labels(8, 3)
+    loss = DistillationLoss(config, lambda: confident_labels(100, 4))
+    halves = [loss(logits[part], targets[part]).mean() for part in (slice(4), slice(4, 8))]
+    torch.testing.assert_close(sum(halves) / 2, loss(logits, targets).mean())

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 _NUM_DECODERS = 1
 # So many pictures are begun for each that may be requested: those that wait for their host keep none of the others.
 _BEGUN_PER_SLOT = 16
+# So long a slot is kept for a picture whose host does not let it through at once; then it is another one's.
+_LENT_SECONDS = 0.05
+# So long a permit may wait for a slot. All that came meanwhile may be used in one burst, so it is short.
+_FRESH_SECONDS = 0.05
 # So many results may wait behind one that is slow; beyond so many bytes, on disk.
 _MAX_WAITING = 10_000
 _MAX_WAITING_BYTES = 1 << 25
@@ -154,6 +159,77 @@ def _spooled(result: FetchResult, spool: Spool) -> Callable[[], FetchResult]:
     return lambda: replace(bare_result, picture=replace(bare_picture, content=take()))
 
 
+class _Slots:
+    """So many requests at a time. Those who have a permit already, which grows stale, come first."""
+
+    def __init__(self, num_free: int) -> None:
+        # Above 0 only while nobody waits.
+        self._num_free = num_free
+        self._permitted: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Wait for a slot."""
+        await self._take(self._others)
+
+    async def take_soon(self, seconds: float) -> bool:
+        """Wait for a slot for so long, before all who wait in `take`; whether there was one."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._take(self._permitted)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _take(self, queue: "deque[asyncio.Future[None]]") -> None:
+        if self._num_free:
+            self._num_free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """A slot is free again."""
+        for queue in (self._permitted, self._others):
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():  # else cancelled
+                    turn.set_result(None)
+                    return
+        self._num_free += 1
+
+
+class _Slot:
+    """A slot of one request, to be given back once; while it is `lent`, after a while at the latest."""
+
+    def __init__(self, slots: _Slots) -> None:
+        self._slots = slots
+        self.is_held = True
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Within the block, it is given back when `_LENT_SECONDS` are over; and where the block fails."""
+        timer = asyncio.get_running_loop().call_later(_LENT_SECONDS, self.give_back)
+        try:
+            yield
+        except BaseException:
+            self.give_back()
+            raise
+        finally:
+            timer.cancel()
+
+    def give_back(self) -> None:
+        if self.is_held:
+            self.is_held = False
+            self._slots.give_back()
+
+
 @dataclass(kw_only=True)
 class _Effort:
     """What one picture has cost so far, waiting for its hosts' turns not counted."""
@@ -176,7 +252,9 @@ class _Fetcher:
     ) -> None:
         self._session, self._config, self._pictures, self._gate = session, config, pictures, gate
         self._decoders, self._room = decoders, room
-        self._slots = asyncio.Semaphore(config.max_concurrent)
+        self._slots = _Slots(config.max_concurrent)
+        self._answered: dict[str, float] = {}
+        """Host → when it last gave an answer, be it an error."""
 
     async def fetch(self, url: str) -> FetchResult:
         """Try until there is a picture, or no further try is worth it."""
@@ -237,44 +315,60 @@ class _Fetcher:
             # The request's slot is kept: nothing is fetched faster than it is decoded.
             return answer if isinstance(answer, str) else await self._check(answer)
         finally:
-            self._slots.release()
+            self._slots.give_back()
 
     async def _enter(self, host: str) -> None:
-        """Wait for room, for the host's permit and for a slot, in this order.
+        """Wait for room, a slot and the host's permit, and return with the latter two.
 
-        A slot that is held while a host is waited for would keep other hosts' pictures from theirs. A permit that is
-        held while nothing may be fetched, such as while the teacher still reads, would keep the whole cluster from the
-        host, and many such would be used in one burst.
+        A slot that is held while a host is waited for would keep other hosts' pictures from theirs; so it is held for a
+        moment, and then taken again when the permit is there. A permit that is held while there is no slot, or nothing
+        may be fetched, such as while the teacher still reads, would keep the whole cluster from the host; many such
+        would be used in one burst, and after the host has asked for a pause. So it is given back, and asked for anew.
         """
         while True:
             await self._room.wait()
+            await self._slots.take()
+            slot = _Slot(self._slots)
+            if not self._room.is_there:
+                # Others have filled it meanwhile.
+                slot.give_back()
+                continue
             try:
-                await self._gate.enter(host)
+                with slot.lent():
+                    await self._gate.enter(host)
             except HostDownError:
                 failure = FailedTryError("host_down", retryable=True)
                 failure.counts = False
                 raise failure from None
             try:
-                await self._slots.acquire()
+                if self._room.is_there and (slot.is_held or await self._slots.take_soon(_FRESH_SECONDS)):
+                    return
             except asyncio.CancelledError:
                 await self._gate.leave(host, answered=None)
                 raise
-            if self._room.is_there:
-                return
-            # Others have filled it meanwhile.
-            self._slots.release()
+            slot.give_back()
             await self._gate.leave(host, answered=None)
 
     async def _ask(self, url: URL, host: str, effort: _Effort) -> Body | str:
         """The answer to one request; whatever comes of it, the gate is told."""
         config = self._config
         seconds = min(config.total_seconds - effort.seconds_of_try, config.max_seconds_per_picture - effort.seconds)
+        had_its_time = seconds >= min(config.idle_seconds, config.total_seconds)
         start = time.monotonic()
         try:
             # At least a moment: to aiohttp, no time at all means no limit.
             answer = await request(self._session, url, max(seconds, 0.001), config)
         except FailedTryError as failure:
-            failure.counts = await self._gate.leave(host, answered=failure.answered, retry_after=failure.retry_after)
+            if failure.answered:
+                self._answered[host] = time.monotonic()
+            answered, is_silent = failure.answered, failure.answered is None and had_its_time
+            if is_silent and effort.failures == 0 and self._answered.get(host, 0.0) < start:
+                # All of the host is silent, not this picture alone. One that has failed before may be the cause itself:
+                # the last ones of a unit are those that never come.
+                answered = False
+            failure.counts = await self._gate.leave(host, answered=answered, retry_after=failure.retry_after)
+            if is_silent:
+                failure.counts = True  # else it would be asked for without end
             raise
         except Exception as error:  # noqa: BLE001  whatever a hostile answer trips over costs its own picture alone
             await self._gate.leave(host, answered=None)
@@ -287,6 +381,7 @@ class _Fetcher:
             spent = time.monotonic() - start
             effort.seconds += spent
             effort.seconds_of_try += spent
+        self._answered[host] = time.monotonic()
         await self._gate.leave(host, answered=True)
         return answer
 

@@ -1,7 +1,8 @@
 """The limits of `politeness` with a clock: for one process, and for all processes of a cluster.
 
-One `GateKeeper` holds the state of all hosts. In a cluster it lives in one process; every fetching task has a
-`SharedGate`, which asks it for as many permits as it has requests waiting: not every request needs a message.
+A task that is alone has a `LocalGate`. Else one `GateKeeper` holds the state of all hosts. In a cluster it lives in one
+process; every fetching task has a `SharedGate`, which asks it for as many permits as it has requests waiting: not every
+request needs a message.
 
 Between the two, messages may come twice or late, and a task may die or be cut off at any point. So a question has a
 number, and is answered once; what a task reports are sums since its begin, not differences; and what a silent task held
@@ -182,6 +183,37 @@ class _Host:
         self._event.clear()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
+
+
+class LocalGate:
+    """The `HostGate` of a task that shares the limits of its hosts with no other."""
+
+    def __init__(self, config: PolitenessConfig) -> None:
+        self._config = config
+        self._hosts: dict[str, _Host] = {}
+
+    async def enter(self, host: str) -> None:
+        """As `HostGate`."""
+        state = self._hosts.get(host)
+        if state is None:
+            state = self._hosts[host] = _Host(self._config.of(host))
+        async with state.turn:
+            while True:
+                admission = state.limits.admit(1, time.monotonic())
+                if admission.granted:
+                    return
+                if admission.is_down:
+                    raise HostDownError(host)
+                await state.wait(min(admission.wait, HEARTBEAT_SECONDS))
+
+    async def leave(self, host: str, *, answered: bool | None, retry_after: float | None = None) -> bool:
+        """As `HostGate`."""
+        state, over = self._hosts[host], Over()
+        over.add(answered=answered, retry_after=retry_after)
+        state.limits.release(1)
+        counts = state.limits.settle(over, time.monotonic())
+        state.changed()
+        return counts
 
 
 class Keeper(Protocol):

@@ -49,7 +49,8 @@ class PolitenessConfig:
     """Longest pause (`Retry-After`) that is waited for. While a host asks for a longer one, its pictures are failures
     that can be retried."""
     failures_to_open: int = 10
-    """Requests in a row without any answer, after which a host is only asked by one request now and then."""
+    """Requests in a row without any answer, after which a host is only asked by one request now and then. Where others
+    that were sent later are answered, those that stall do not count."""
     patience_seconds: float = 120.0
     """How long such a host's pictures are waited for; then they are failures that can be retried."""
 
@@ -84,9 +85,11 @@ class HostGate(Protocol):
         """Wait until one request may be sent to `host`. Raises HostDownError. Whoever has entered must `leave`."""
 
     async def leave(self, host: str, *, answered: bool | None, retry_after: float | None = None) -> bool:
-        """One request is over. `answered`: the host gave an answer, be it an error; False: there was no connection.
+        """One request is over. `answered`: the host gave an answer, be it an error; False: it gave none, nor any other
+        one since the request was sent.
 
-        None where neither is known: the request was cancelled, or one picture of a host that is there stalled.
+        None where neither is known: the request was never sent or cancelled, or one picture of a host that is there
+        stalled.
         `retry_after`: seconds in which nobody may ask this host again. Returns whether a failure is to be counted as a
         try of its picture: False while the host as a whole does not answer.
         """
@@ -110,7 +113,7 @@ class Over:
 
     answers: int = 0
     failures: int = 0
-    """No connection could be made."""
+    """No connection could be made, or no answer came."""
     unknown: int = 0
     """Cancelled, never sent, or stalled."""
     retry_after: float | None = None
@@ -191,9 +194,11 @@ class HostLimits:
             self._probing = True
             self.num_open += 1
             return Admission(granted=1)
+        if self._probing:
+            return Admission()  # its end may change it
         if now - self._failing_since > self._config.patience_seconds:
             return Admission(is_down=True)
-        return Admission(wait=math.inf if self._probing else self._probe_at - now)
+        return Admission(wait=self._probe_at - now)
 
     def release(self, num_requests: int) -> None:
         """So many requests are no longer under way."""
@@ -215,5 +220,7 @@ class HostLimits:
                 self._probe_at = now + min(30.0, max(1.0, (now - self._failing_since)))
             self._probing = False
         elif over.unknown:
+            if self._probing:
+                self._probe_at = now + 1.0
             self._probing = False
         return not self.is_failing

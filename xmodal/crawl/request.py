@@ -48,7 +48,7 @@ class FailedTryError(Exception):
         super().__init__(reason)
         self.reason, self.http_status, self.retryable = reason, http_status, retryable
         self.answered = answered
-        """As `HostGate.leave` takes it."""
+        """Whether the host gave an answer, be it an error. None: there was a connection, and no answer on it."""
         self.retry_after = retry_after
         """Seconds for which the host wants to be left alone."""
         self.counts = True
@@ -92,6 +92,9 @@ async def open_session(config: FetchConfig) -> AsyncIterator[aiohttp.ClientSessi
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
     ) as session:
+        # A request of its own accord, after a connection that was closed, would pass no gate and count as no try; there
+        # is no option for it.
+        session._retry_connection = False
         yield session
 
 
@@ -150,7 +153,7 @@ async def request(session: aiohttp.ClientSession, url: URL, seconds: float, conf
 
 
 def _has_answered(status: int | None) -> bool | None:
-    """A picture that stalls or breaks off on a connection that was made says nothing of its host."""
+    """By itself, a picture that stalls or breaks off on a connection that was made says nothing of its host."""
     return True if status is not None else None
 
 

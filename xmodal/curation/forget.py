@@ -186,10 +186,8 @@ def _look_into(storage: Storage, tombstones: Tombstones, name: str) -> _Found:
         index = read_index(storage, name, columns=["key", *ID_FIELDS])
     except FileNotFoundError:  # scrubbed or removed since it was listed
         return _Found(unreadable=[f"{storage.url}/{name}: it is not there any more"])
-    except DamagedTarError as error:
-        return _Found(unreadable=[error.what])
-    except CorruptObjectError as error:
-        return _Found(unreadable=[str(error)])
+    except (DamagedTarError, CorruptObjectError) as error:
+        return _Found(unreadable=[error.what if isinstance(error, UserError) else str(error)])
     if tombstones.post_ids and not _has_values(index, "post_id"):
         raise UserError(
             f"{storage.url}/{name}: its samples do not say which post they are of",
@@ -204,11 +202,10 @@ def _look_into(storage: Storage, tombstones: Tombstones, name: str) -> _Found:
     named = [
         frozenset(rows[column].to_pylist()) if column in rows.column_names else frozenset() for column in ID_FIELDS
     ]
+    asks_for_authors = tombstones.authors and index.num_rows
     return _Found(
         samples=rows.num_rows,
-        unknown_authors=pc.sum(pc.equal(index["author"], "")).as_py() or 0
-        if tombstones.authors and index.num_rows
-        else 0,
+        unknown_authors=pc.sum(pc.equal(index["author"], "")).as_py() if asks_for_authors else 0,
         names=Tombstones(named[0] & tombstones.post_ids, named[1] & tombstones.authors),
     )
 

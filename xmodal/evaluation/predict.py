@@ -27,7 +27,7 @@ class _PictureFiles(Dataset):
 
     def __getitems__(self, places: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels and places; the place is -1 for padding and for a picture that cannot be decoded."""
-        size = self.spec.size
+        spec, size = self.spec, self.spec.size
         pixels = np.zeros((len(places), 3, size, size), dtype=np.uint8)
         decoded = []
         for number, place in enumerate(places):
@@ -35,7 +35,7 @@ class _PictureFiles(Dataset):
             if place < 0:
                 continue
             try:
-                pixels[number] = eval_pixels(self.paths[place].read_bytes(), size, self.spec.crop_share)
+                pixels[number] = eval_pixels(self.paths[place].read_bytes(), size, spec.crop_share, squash=spec.squash)
             except UndecodableImageError as error:
                 log.warning("%s: cannot be decoded (%s); left out", self.paths[place], error)
                 decoded[-1] = -1

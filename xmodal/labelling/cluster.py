@@ -6,7 +6,8 @@ point: the commit makes that harmless.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from shards.errors import UserError
@@ -33,6 +34,9 @@ _SIZE_SECONDS = 10.0
 _TEACHER_PATIENCE_SECONDS = 600.0
 """As long as it may take until a node is known to be dead and a large teacher is loaded on another one."""
 _LONG_ANSWER_SECONDS = 60.0
+_MOST_LOST_ANSWERS = 5
+"""So many long answers that were lost with the teacher, and what it was asked is likelier the cause."""
+_GATE_STARTS = 3
 _SHOWN_HOSTS = 20
 _METRICS_SECONDS = 5.0
 
@@ -111,25 +115,33 @@ def run_on_ray(
     # Ray takes seconds to import, and `xmodal --help` or a finished dataset need none of it.
     import ray
 
-    with ray_session(config.ray_address):
-        try:
-            _run_jobs(ray, _submitter(ray, config, dataset, recipe), config, jobs, _Finished(ray, on_result))
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            if isinstance(cause, UserError):
-                raise cause from None
-            if isinstance(cause, ray.exceptions.ActorDiedError):
-                raise UserError(
-                    f"teacher.kind: {config.teacher.kind}: the teacher could not start: {_last_line(cause)}",
-                    "check the teacher section of the config; `xmodal doctor` says what this machine has",
-                ) from error
-            raise
+    with ray_session(config.ray_address), _telling_what_died(ray):
+        submit = _submitter(ray, config, dataset, recipe)
+        limit = _Limit(ray, config.max_units_in_flight, config.cpus_per_unit)
+        _run_jobs(submit, limit, jobs, _Finished(ray, on_result))
+
+
+@contextmanager
+def _telling_what_died(ray: Any) -> Iterator[None]:
+    """Raise UserError for one that a task or an actor raised, and where an actor is gone for good."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ray.exceptions.ActorDiedError):
+            what = "the gate" if _GateActor.__name__ in str(cause) else "a teacher"
+            raise UserError(
+                f"{what} of this run has ended and was not started again: {_last_line(cause)}",
+                "see Ray's logs for the cause; the same command goes on with what is left",
+            ) from error
+        raise
 
 
 def _run_jobs(
-    ray: Any, submit: Callable[[UnitJob], Any], config: LabelConfig, jobs: Iterable[UnitJob], finished: "_Finished"
+    submit: Callable[[UnitJob], Any], limit: "_Limit", jobs: Iterable[UnitJob], finished: "_Finished"
 ) -> None:
-    limit = _Limit(ray, config.max_units_in_flight)
     in_flight: dict[Any, str] = {}
     for job in jobs:
         while len(in_flight) >= limit.now():
@@ -140,15 +152,15 @@ def _run_jobs(
 
 
 class _Limit:
-    """How many jobs may be in flight: what the config says, or two for each processor that the cluster has by now."""
+    """How many jobs may be in flight: what the config says, or twice as many as the cluster has processors for."""
 
-    def __init__(self, ray: Any, configured: int) -> None:
-        self._ray, self._configured = ray, configured
+    def __init__(self, ray: Any, configured: int, cpus_per_unit: float = 1.0) -> None:
+        self._ray, self._configured, self._cpus_per_unit = ray, configured, cpus_per_unit
         self._limit, self._looked = configured, float("-inf")
 
     def now(self) -> int:
         if not self._configured and time.monotonic() - self._looked > _SIZE_SECONDS:
-            self._limit = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            self._limit = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1) / self._cpus_per_unit))
             self._looked = time.monotonic()
         return self._limit
 
@@ -169,11 +181,16 @@ class _Finished:
         except self._ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             self._num_broken += 1
-            of_all = isinstance(cause, UserError | self._ray.exceptions.ActorDiedError)
-            if of_all or self._num_broken >= _MOST_BROKEN_JOBS:
+            if isinstance(cause, UserError | self._ray.exceptions.ActorDiedError):
                 raise
             log.debug("%s broke", name, exc_info=error)
-            result = UnitResult(name=name, is_committed=False, broken=f"{type(cause).__name__}: {_last_line(cause)}")
+            broken = f"{type(cause).__name__}: {_last_line(cause)}"
+            if self._num_broken >= _MOST_BROKEN_JOBS:
+                raise UserError(
+                    f"{name} is the last of {self._num_broken} units in a row that an error ended: {broken}",
+                    "see Ray's logs for more; the same command goes on with these units and the rest",
+                ) from error
+            result = UnitResult(name=name, is_committed=False, broken=broken)
         else:
             self._num_broken = 0
         self._on_result(result)
@@ -186,7 +203,7 @@ def _submitter(ray: Any, config: LabelConfig, dataset: str, recipe: dict[str, An
     else:
         teachers, identity = _start_teachers(ray, config.teacher)
     gate = _start_gate(ray, config.politeness) if config.politeness.has_limits else None
-    task = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(_run_job)
+    task = ray.remote(num_cpus=config.cpus_per_unit, max_retries=_TASK_RETRIES)(_run_job)
 
     def submit(job: UnitJob) -> Any:
         return task.remote(config, dataset, recipe, job, teachers[job.number % len(teachers)], identity, gate)
@@ -200,7 +217,14 @@ def _start_teachers(ray: Any, config: TeacherConfig) -> tuple[list[Any], dict[st
     check_processors(config, [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]])
     teacher_class = ray.remote(num_cpus=config.cpus_per_actor, num_gpus=num_gpus, max_restarts=-1)(_TeacherActor)
     teachers = [teacher_class.remote(config) for _ in range(config.num_actors)]
-    return teachers, _common_identity([_answer(teacher.identity.remote) for teacher in teachers])
+    try:
+        identities = [_answer(teacher.identity.remote) for teacher in teachers]
+    except ray.exceptions.ActorDiedError as error:
+        raise UserError(
+            f"teacher.kind: {config.kind}: the teacher could not start: {_last_line(error)}",
+            "check the teacher section of the config; `xmodal doctor` says what this machine has",
+        ) from error
+    return teachers, _common_identity(identities)
 
 
 def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
@@ -216,6 +240,15 @@ def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
         max_concurrency=1_000_000,
         scheduling_strategy=here,
     )(_GateActor)
+    for _ in range(_GATE_STARTS - 1):
+        gate = gate_class.remote(config)
+        try:
+            ray.get(gate.forget.remote(""))
+        except ray.exceptions.ActorDiedError as error:
+            # Seen on a busy machine: the worker that it was to run in ended first, and Ray does not try again.
+            log.debug("the gate did not start", exc_info=error)
+        else:
+            return gate
     return gate_class.remote(config)
 
 
@@ -252,19 +285,22 @@ def _answer(ask: Callable[[], Any]) -> Any:
     """What a teacher says to a call of its actor, made again for as long as it may be on its way back.
 
     Its node may have died or be cut off; Ray notices after a minute and starts it elsewhere. Ray's own retries are
-    over long before that. Raises ActorUnavailableError where it stays away: what it was asked may be what ends it.
+    over long before that. Raises ActorUnavailableError where it stays away, or is lost again and again: what it was
+    asked may be what ends it.
     """
     import ray
 
-    away_since, pause = time.monotonic(), 0.5
+    away_since, pause, num_lost = time.monotonic(), 0.5, 0
     while True:
         asked = time.monotonic()
         try:
             return ray.get(ask())
         except ray.exceptions.ActorUnavailableError:
             if time.monotonic() - asked > _LONG_ANSWER_SECONDS:
-                away_since = time.monotonic()  # it was there, and had others' texts to read
-            if time.monotonic() - away_since > _TEACHER_PATIENCE_SECONDS:
+                # It was there, and had others' texts to read, or these.
+                away_since, pause = time.monotonic(), 0.5
+                num_lost += 1
+            if num_lost >= _MOST_LOST_ANSWERS or time.monotonic() - away_since > _TEACHER_PATIENCE_SECONDS:
                 raise
             time.sleep(pause)
             pause = min(2 * pause, 15.0)

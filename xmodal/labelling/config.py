@@ -51,12 +51,16 @@ class LabelConfig:
     pictures: PictureConfig = field(default_factory=PictureConfig)
     ray_address: str | None = None
     """Ray cluster to run on; by default that of $RAY_ADDRESS, else a new one on this machine."""
+    cpus_per_unit: float = 1.0
+    """Processors that Ray keeps for a unit. Below 1, units share one: while some wait for hosts that do not answer,
+    others go on. Each takes some 250 MiB."""
     max_units_in_flight: int = 0
-    """Units handed to Ray at a time; 0 for twice the cluster's processors."""
+    """Units handed to Ray at a time; 0 for twice as many as the cluster has processors for."""
 
     def __post_init__(self) -> None:
         require_range(self, "posts_per_unit", least=1)
         require_range(self, "max_units_in_flight", least=0)
+        require_range(self, "cpus_per_unit", above=0)
         if not self.dataset:
             raise ConfigError("dataset", self.dataset, "must name a folder")
         if self.media_folder is not None and self.base_url is not None:

@@ -66,12 +66,15 @@ def label(config: LabelConfig) -> LabelSummary:
     with _announced(storage, "unit", counts) as progress:
         done = newest_generations(name.removesuffix(".tar") for name in storage.names(".tar")).keys()
         _check_rounds(storage, done)
-        jobs = (
-            UnitJob(number=number, records=records)
-            for number, records in _read_units(config, posts, counts, read_tombstones(storage))
-            if unit_name(number) not in done
-        )
-        _run(config, dataset, recipe, jobs, progress)
+
+        def jobs() -> Iterator[UnitJob]:
+            for number, records in _read_units(config, posts, counts, read_tombstones(storage)):
+                if unit_name(number) in done:
+                    counts.units_passed_over += 1
+                else:
+                    yield UnitJob(number=number, records=records)
+
+        _run(config, dataset, recipe, jobs(), progress)
         _refuse_waiting_units(dataset, progress.outages, progress.broken)
         return _finish(storage, dataset, recipe, counts, len(done), progress)
 

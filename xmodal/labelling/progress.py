@@ -41,6 +41,8 @@ class InputCounts:
     """What was read of the input so far."""
 
     read: ReadShare = field(default_factory=ReadShare)
+    units_passed_over: int = 0
+    """Units that an earlier run had committed."""
     posts: int = 0
     media: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -132,11 +134,11 @@ class Progress:
         return len(self.outages) + len(self.broken)
 
     def _expected_units(self) -> int | None:
-        """How many units there will be, by how much of the input those handed out took; None if that is not known."""
+        """How many units this run will have, by how much of the input was read so far; None if that is not known."""
         if self._all_read:
             return self._handed_out
-        share = self._read.read.share()
-        return round(self._handed_out / share) if share else None
+        passed_over, share = self._read.units_passed_over, self._read.read.share()
+        return round((self._handed_out + passed_over) / share) - passed_over if share else None
 
     def _tell(self) -> None:
         seconds = max(time.time() - self._started, 1e-9)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from shards.storage import open_storage
 from shards.writer import Sample, recover_failures, write_shard
-from xmodal.crawl.gate import GateKeeper, Keeper, SharedGate
+from xmodal.crawl.gate import Keeper, LocalGate, SharedGate
+from xmodal.crawl.politeness import HostGate
 from xmodal.labelling import metrics
 from xmodal.labelling.config import LabelConfig
 from xmodal.labelling.unit import UnitOutageError, unit_samples
@@ -74,32 +75,31 @@ def label_unit(
 ) -> UnitResult:
     """Fetch, label and commit. `label_posts` gives each post of the unit its soft label; it may block.
 
-    `keeper` holds the limits a host for the whole cluster; None where there are none. `before_commit()` is called when
-    all samples are there, and may raise.
+    `keeper` holds the limits a host for the whole cluster; without one, the task keeps its own. `before_commit()` is
+    called when all samples are there, and may raise.
     """
     storage = open_storage(dataset, create=True)
     if storage.exists(f"{job.name}.tar"):
         recover_failures(storage, job.name)
         return UnitResult(name=job.name, is_committed=True, was_there=True)
     shard_failures: list[dict[str, Any]] = []
-    gate = SharedGate(keeper or GateKeeper(config.politeness))
-    samples = _within_gate(
-        gate,
-        unit_samples(
-            job.records,
-            label_posts=label_posts,
-            teacher=teacher,
-            base_url=config.base_url,
-            media_folder=config.media_folder,
-            fetch=config.fetch,
-            gate=gate,
-            pictures=config.pictures,
-            keep_text=config.keep_text,
-            commit_outages=config.commit_outages,
-            retried=job.retried,
-            shard_failures=shard_failures,
-        ),
+    gate: HostGate = SharedGate(keeper) if keeper else LocalGate(config.politeness)
+    samples = unit_samples(
+        job.records,
+        label_posts=label_posts,
+        teacher=teacher,
+        base_url=config.base_url,
+        media_folder=config.media_folder,
+        fetch=config.fetch,
+        gate=gate,
+        pictures=config.pictures,
+        keep_text=config.keep_text,
+        commit_outages=config.commit_outages,
+        retried=job.retried,
+        shard_failures=shard_failures,
     )
+    if isinstance(gate, SharedGate):
+        samples = _within_gate(gate, samples)
     num_bytes = 0
 
     def counted(samples: Iterator[Sample]) -> Iterator[Sample]:

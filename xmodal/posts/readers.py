@@ -35,7 +35,7 @@ class PostRecord:
 
 
 class ReadShare:
-    """How much of the input was read, by bytes on disk. Of T4SA's files and Parquet, whole files are counted."""
+    """How much of the input was read, by bytes on disk. Of Parquet, whole files are counted."""
 
     def __init__(self) -> None:
         self.num_bytes = 0
@@ -61,7 +61,8 @@ def read_posts(
     input_files = _input_files(posts, posts_format)
     names = short_names(_paths(input_files))
     read_share = read_share or ReadShare()
-    read_share.total_bytes = sum(os.path.getsize(path) for path in names)
+    read_along = input_files.read_with_posts if isinstance(input_files, T4saFiles) else input_files
+    read_share.total_bytes = sum(os.path.getsize(path) for path in read_along)
     for path, line, found in _found_in(input_files, posts_format, read_share):
         if isinstance(found, Post):
             yield PostRecord(line=line, post=found, file=names[path])
@@ -149,7 +150,7 @@ def _found_in(
     input_files: list[str] | T4saFiles, posts_format: PostsFormat, read_share: ReadShare
 ) -> Iterator[FoundInFile]:
     if isinstance(input_files, T4saFiles):
-        yield from t4sa_posts(input_files)
+        yield from t4sa_posts(input_files, read_share.on_read)
         return
     for path in input_files:
         for line, found in _file_posts(path, posts_format, read_share.on_read):

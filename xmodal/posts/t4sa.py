@@ -18,6 +18,7 @@ import numpy as np
 
 from shards.errors import UserError
 from xmodal.labels import parse_label
+from xmodal.posts.compressed import OnRead, open_posts
 from xmodal.posts.csv_files import csv_rows
 from xmodal.posts.post import Media, Post, UnreadablePostError, parse_post
 
@@ -48,6 +49,11 @@ class T4saFiles:
         """All of them, the texts first."""
         return [*([self.texts] if self.texts else []), *self.lists]
 
+    @property
+    def read_with_posts(self) -> list[str]:
+        """Those that are read along with the posts; lists beside texts are read whole before the first one."""
+        return [self.texts] if self.texts else self.lists
+
 
 def is_t4sa_name(path: str) -> bool:
     """Whether a file has one of T4SA's names."""
@@ -76,16 +82,16 @@ def require_texts(files: T4saFiles) -> None:
         raise UserError(f"{Path(files.lists[0]).parent}: has no {TEXTS_NAME}", _REMEDY)
 
 
-def t4sa_posts(files: T4saFiles) -> Iterator[FoundInFile]:
+def t4sa_posts(files: T4saFiles, on_read: OnRead) -> Iterator[FoundInFile]:
     """The posts in the order of the texts; texts of which no list has a picture are passed over. Without texts, those
-    of the lists in the order of their ids.
+    of the lists in the order of their ids. `on_read` is told of bytes of `files.read_with_posts`.
 
     Holds 25 bytes a picture, some 60 while it sorts them, and neither texts nor paths. All of T4SA is English: it was
     chosen so.
     """
     with ExitStack() as stack:
         lists: list[BinaryIO] = [stack.enter_context(open(path, "rb")) for path in files.lists]
-        pictures = _Pictures(lists)
+        pictures = _Pictures(lists, on_read if files.texts is None else lambda num_bytes: None)
         for number, line in pictures.read_lists():
             error = UnreadablePostError("bad_row", "path: no <post id>-<number>.<extension>")
             yield files.lists[number], line, error
@@ -93,7 +99,7 @@ def t4sa_posts(files: T4saFiles) -> Iterator[FoundInFile]:
             for number, line, post_id in pictures.unclaimed():
                 yield files.lists[number], line, _post_without_text(post_id, pictures)
             return
-        texts = stack.enter_context(open(files.texts, "rb"))
+        texts = stack.enter_context(open_posts(files.texts, on_read))
         for line, row in _text_rows(texts, files.texts):
             found = row if isinstance(row, UnreadablePostError) else _post_or_error(*row, pictures)
             if found is not None:
@@ -146,8 +152,8 @@ def _post_without_text(post_id: int, pictures: "_Pictures") -> Post:
 class _Pictures:
     """Which pictures a post has, by where their lines are in the lists."""
 
-    def __init__(self, lists: list[BinaryIO]) -> None:
-        self._lists = lists
+    def __init__(self, lists: list[BinaryIO], on_claim: OnRead) -> None:
+        self._lists, self._on_claim = lists, on_claim
 
     def read_lists(self) -> Iterator[tuple[int, int]]:
         """Go through the lists; yields the list and line of each that names no picture."""
@@ -199,6 +205,7 @@ class _Pictures:
         file = self._lists[int(self._lines[place]) % len(self._lists)]
         file.seek(int(self._offsets[place]))
         line = file.readline(_MAX_LINE_BYTES)
+        self._on_claim(len(line))
         picture = _PICTURE.search(line)
         assert picture
         class_id = _CLASS.fullmatch(line, picture.end())

@@ -25,7 +25,7 @@ from shards.storage import LocalStorage
 from xmodal.training.engine_state import (
     gather_parameters,
     loss_scale_state,
-    num_optimizer_steps,
+    optimizer_numbers,
     restore_loss_scale,
     restore_parameters,
 )
@@ -85,7 +85,7 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int, state: dict[str, An
             "step": step,
             "world_size": ranks.world_size,
             "zero_stage": engine.zero_optimization_stage(),
-            "optimizer_steps": num_optimizer_steps(engine),
+            "optimizer": optimizer_numbers(engine),
             "loss_scale": loss_scale_state(engine),
             **state,
         }
@@ -181,7 +181,7 @@ def _restore(engine: Any, files: Sequence[Any], state: dict[str, Any]) -> None:
         return value
 
     kinds = {key.partition(":")[0] for key in known} - {_BUFFER}
-    restore_parameters(engine, kinds, read, state["optimizer_steps"])
+    restore_parameters(engine, kinds, read, state["optimizer"])
 
 
 def _kept_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -14,45 +14,68 @@ from xmodal.students import StudentConfig
 class LossConfig:
     """What the student is asked to match."""
 
-    kind: Literal["soft", "hard"] = "soft"
-    """`soft`: cross-entropy against the teacher's probabilities. `hard`: against its most probable class."""
+    kind: Literal["soft", "hard", "mixed"] = "soft"
+    """`soft`: cross-entropy against the teacher's probabilities. `hard`: against its most probable class. `mixed`: the
+    mean of both, weighted by `hard_share`."""
+    hard_share: float = 0.0
+    """For `mixed`: weight of the hard loss; the soft one has the rest."""
     temperature: float = 1.0
-    """For `soft`: flattens both sides; above 1 the small probabilities count more (Hinton et al. 2015)."""
+    """For `soft` and `mixed`: flattens both sides of the soft loss; above 1 the small probabilities count more (Hinton
+    et al. 2015)."""
     label_smoothing: float = 0.0
-    """For `hard`: mass spread evenly over the classes (the paper: 0.2)."""
+    """For `hard` and `mixed`: mass of the hard loss spread evenly over the classes (the paper: 0.2)."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: each class weighs as if the view held equally much of all three."""
+    confidence_power: float = 0.0
+    """Each sample weighs as the teacher's confidence to this power, their mean over the view being 1: with 1, one that
+    the teacher gives 0.9 weighs twice as much as one of 0.45. 0: all weigh the same."""
 
     def __post_init__(self) -> None:
         require_range(self, "temperature", above=0)
-        require_range(self, "label_smoothing", least=0, below=1)
+        require_range(self, "hard_share", "label_smoothing", least=0, below=1)
+        require_range(self, "confidence_power", least=0)
         if self.kind == "soft" and self.label_smoothing:
             raise ConfigError("label_smoothing", self.label_smoothing, "has no effect on soft labels; leave it at 0")
         if self.kind == "hard" and self.temperature != 1:
             raise ConfigError("temperature", self.temperature, "has no effect on hard labels; leave it at 1")
+        if self.kind != "mixed" and self.hard_share:
+            raise ConfigError("hard_share", self.hard_share, "has an effect with kind: mixed alone; leave it at 0")
+        if self.kind == "mixed" and not self.hard_share:
+            raise ConfigError("hard_share", self.hard_share, "leaves nothing to mix; raise it, or choose kind: soft")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """The optimizer, with linear warm-up and cosine decay."""
 
+    kind: Literal["adamw", "radam"] = "adamw"
+    """`radam` (Liu et al. 2020; the paper's) begins by small steps of itself, so that it needs no warm-up. Both decay
+    the weights themselves, not the gradients."""
     lr: float = 1e-3
     """Peak learning rate."""
     final_lr_share: float = 0.01
-    """Learning rate at the last step, as a share of the peak."""
+    """Learning rate at the last step, as a share of the peak; 1 keeps it constant after the warm-up."""
     warmup_share: float = 0.05
     """Share of all steps over which the learning rate rises from 0."""
+    layer_decay: float = 1.0
+    """Each layer learns at this share of the rate of the layer above it, the head at the full one: the first layers,
+    which know of pictures in general, change least (ViT-B: about 0.65, ViT-L: 0.75). 1: all learn at the same rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running means of the gradient and its square."""
     weight_decay: float = 0.05
     """Not applied to biases, norms, and what the model itself exempts."""
     max_grad_norm: float = 1.0
     """Larger gradients are scaled down to this norm; 0 for no limit."""
+    ema_decay: float = 0.0
+    """The student that is validated and exported is the moving average of the weights, of which each step leaves this
+    share (0.999 remembers about 1,000 steps; in the first ones it is less). 0: it is the weights themselves."""
 
     def __post_init__(self) -> None:
         require_range(self, "lr", above=0, most=1)
         require_range(self, "final_lr_share", "warmup_share", least=0, most=1)
+        require_range(self, "layer_decay", above=0, most=1)
         require_range(self, "weight_decay", "max_grad_norm", least=0)
+        require_range(self, "ema_decay", least=0, below=1)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError("betas", self.betas, "are out of range [0, 1)")
 
@@ -73,9 +96,15 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    mixup: float = 0.0
+    """Each picture is mixed with another of its batch, and matched to the labels of both, by shares that are drawn from
+    Beta(mixup, mixup): 0.2 mixes most but a little, 0.8 about evenly. 0: none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 10
     """Passes over the view's train split."""
+    frozen_epochs: int = 0
+    """In so many of these epochs, the first ones, only the head learns. Then all layers do; the optimizer, its warm-up
+    and its decay begin anew, as in a second run that starts from the weights of the first."""
     max_steps: int = 0
     """Stop after so many optimizer steps, the learning rate being what it is then; 0 for no such limit."""
     global_batch_size: int = 256
@@ -112,3 +141,7 @@ class TrainConfig:
         require_range(self, "checkpoint_every_steps", "keep_every_steps", "max_skipped_steps", least=0)
         require_range(self, "step_timeout", "peer_timeout", above=0)
         require_range(self, "seed", least=0, below=2**31)
+        require_range(self, "mixup", least=0)
+        if self.mixup and self.micro_batch_size == 1:
+            raise ConfigError("mixup", self.mixup, "has no effect on forward passes of one sample; leave it at 0")
+        require_range(self, "frozen_epochs", least=0, most=self.epochs)

@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import safe_get_full_fp32_param
+from timm.optim import param_groups_layer_decay
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
+from xmodal.students import classifiers
+from xmodal.training import ema
 from xmodal.training.config import OptimizerConfig
 
 # DeepSpeed calls what newer torch renamed, at every step.
@@ -75,15 +79,69 @@ def resolve_deepspeed_config(
     return config
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """All parameters in two groups: decayed, and not (biases, norms, and those that the model names itself)."""
+def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """All parameters, those decayed apart from those that are not (biases, norms, and what the model names itself), and
+    the head's (`in_head`) apart from the backbone's.
+
+    With a `layer_decay` below 1, the groups of each layer have an `lr_scale`: its share of the learning rate.
+    """
     named_by_model: Callable[[], Iterable[str]] = getattr(model, "no_weight_decay", tuple)
     exempt = set(named_by_model())
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if layer_decay < 1:
+        groups = param_groups_layer_decay(model, weight_decay, exempt, layer_decay=layer_decay)
+    else:
+        decayed: list[torch.nn.Parameter] = []
+        plain: list[torch.nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    head = _head_parameters(model)
+    return [
+        {**group, "params": parameters, "in_head": in_head}
+        for group in groups
+        for in_head in (False, True)
+        if (parameters := [parameter for parameter in group["params"] if (parameter in head) == in_head])
+    ]
+
+
+def _head_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    return {parameter for head in classifiers(model) for parameter in head.parameters()}
+
+
+@contextmanager
+def frozen_backbone(module: torch.nn.Module) -> Iterator[None]:
+    """Within it no gradient goes to the backbone, which is in evaluation mode: neither drop path nor running means.
+
+    Outside of it DeepSpeed sees all parameters as trained ones, so checkpoints and exports are those of any other run.
+    """
+    head = _head_parameters(module)
+    frozen = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter not in head]
+    module.eval()
+    for classifier in classifiers(module):
+        classifier.train()
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def create_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of all of a model's parameters, at a rate of 0: `set_learning_rate` before each step.
+
+    With an `ema_decay`, it keeps the moving average of the weights as well: `set_ema_decay` before each step.
+    """
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    optimizer: torch.optim.Optimizer
+    if config.kind == "radam":
+        optimizer = torch.optim.RAdam(groups, lr=0.0, betas=config.betas, decoupled_weight_decay=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+    if config.ema_decay:
+        ema.keep_average(optimizer)
+    return optimizer
 
 
 def create_engine(
@@ -95,21 +153,38 @@ def create_engine(
     """
     # Without ZeRO, DeepSpeed takes a step when it is made, to have the optimizer's state: at a rate of 0 it changes no
     # weight, and the state is dropped, since it would count that step.
-    adamw = torch.optim.AdamW(parameter_groups(model, optimizer.weight_decay), lr=0.0, betas=optimizer.betas)
+    base = create_optimizer(model, optimizer)
     try:
-        engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=deepspeed_config)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=base, config=deepspeed_config)
     except _DEEPSPEED_ERRORS as error:
         message = " ".join(str(error).split())
         raise UserError(f"{deepspeed_file}: DeepSpeed refuses it: {message}", _USE_OURS) from error
     if engine.zero_optimization_stage() == 0:
-        adamw.state.clear()
+        base.state.clear()
     return engine
 
 
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """Use `rate` for the coming optimizer step."""
+def set_learning_rate(engine: Any, rate: float, *, head_only: bool = False) -> None:
+    """Use `rate` for the coming optimizer step, or each layer's share of it; `head_only`: 0 for the backbone.
+
+    A rate of 0 keeps the decay of weights from those that have no gradient, too.
+    """
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0) if group["in_head"] or not head_only else 0.0
+
+
+def set_ema_decay(engine: Any, decay: float) -> None:
+    """Have the coming optimizer step leave this share of the moving average of the weights."""
+    for group in engine.optimizer.param_groups:
+        group["ema_decay"] = decay
+
+
+def restart_optimizer(engine: Any) -> None:
+    """Forget the gradients so far, as a new optimizer would; the average of the weights goes on."""
+    for state in engine.basic_optimizer.state.values():
+        for name, value in state.items():
+            if name != ema.KEY:
+                value.zero_()
 
 
 def gradient_norm(engine: Any) -> float | None:
@@ -142,6 +217,12 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
         # Where training is in float32, the parameter itself is all there is.
         weights[name] = _to_cpu(parameter if master is None else master)
     return weights
+
+
+def full_averaged_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """`full_weights` of the moving average, where the optimizer keeps one; else of the weights themselves."""
+    with ema.averages_as_weights(engine.basic_optimizer):
+        return full_weights(engine)
 
 
 def masters_without_zero(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:

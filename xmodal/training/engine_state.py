@@ -10,7 +10,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -20,10 +19,11 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
+from xmodal.training import ema
 from xmodal.training.engine import masters_without_zero
 
 WEIGHT = "weight"
-"""The kind of state that every parameter has; the others are the optimizer's, such as `exp_avg`."""
+"""The kind of state that every parameter has; the others are the optimizer's, such as `exp_avg` and `ema`."""
 _FLAT_MASTERS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 """What a rank holds of all float32 weights: in DeepSpeed's optimizers for ZeRO 3, 1 and 2, and 1 with float32 sums."""
 _SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -38,22 +38,28 @@ def gather_parameters(engine: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
         yield WEIGHT, name, _weight(parameter, masters)
         for kind in kinds if parameter.requires_grad else []:
             if _is_whole(engine):
-                yield kind, name, base.state[masters.get(parameter, parameter)][kind].detach()
+                # In float32, what never had a gradient, such as a backbone that is frozen as yet, has no state.
+                state = base.state.get(masters.get(parameter, parameter), {})
+                if kind in state:
+                    yield kind, name, state[kind].detach()
             else:
                 yield kind, name, safe_get_full_optimizer_state(parameter, kind)
 
 
 def restore_parameters(
-    engine: Any, kinds: set[str], read: Callable[[str, str, torch.Size], torch.Tensor | None], num_steps: int
+    engine: Any,
+    kinds: set[str],
+    read: Callable[[str, str, torch.Size], torch.Tensor | None],
+    numbers: dict[str, float | int],
 ) -> None:
-    """Set what `gather_parameters` gave; all ranks call it. `num_steps`: those that the optimizer has done.
+    """Set what `gather_parameters` and `optimizer_numbers` gave; all ranks call it.
 
     `read(kind, name, shape)` returns the whole value, the same on all ranks, or None where there is none.
     """
     base, masters = engine.basic_optimizer, masters_without_zero(engine.optimizer)
     moments = sorted(kinds - {WEIGHT})
     if moments:
-        _make_moments(engine, base, moments, num_steps)
+        _make_moments(engine, base, moments, numbers)
     is_zero3 = hasattr(engine.optimizer, "checkpoint_event_prologue")
     if is_zero3:
         engine.optimizer.checkpoint_event_prologue()
@@ -64,6 +70,8 @@ def restore_parameters(
         _set_weight(parameter, weight, masters)
         for kind in moments if parameter.requires_grad else []:
             value = read(kind, name, shape)
+            if value is None and kind == ema.KEY:
+                value = weight  # it has never stepped
             if value is None:
                 continue
             if _is_whole(engine):
@@ -77,10 +85,12 @@ def restore_parameters(
         engine.optimizer.checkpoint_event_epilogue()
 
 
-def num_optimizer_steps(engine: Any) -> int:
-    """Steps that the optimizer has done: fewer than those of the run where some were skipped."""
-    steps = [state["step"] for state in engine.basic_optimizer.state.values() if "step" in state]
-    return int(steps[0]) if steps else 0
+def optimizer_numbers(engine: Any) -> dict[str, float | int]:
+    """What the optimizer keeps as one number for all parameters: `step`, those done since it began (anew)."""
+    for state in engine.basic_optimizer.state.values():
+        values = {name: value for name, value in state.items() if not _is_moment(value)}
+        return {name: value.item() if torch.is_tensor(value) else value for name, value in values.items()}
+    return {}
 
 
 def loss_scale_state(engine: Any) -> dict[str, float]:
@@ -112,17 +122,23 @@ def _is_whole(engine: Any) -> bool:
 def _moment_kinds(base: Any) -> list[str]:
     """Names of the optimizer's state that has a parameter's shape; none before its first step."""
     for state in base.state.values():
-        return sorted(name for name, value in state.items() if torch.is_tensor(value) and value.ndim)
+        return sorted(name for name, value in state.items() if _is_moment(value))
     return []
 
 
-def _make_moments(engine: Any, base: Any, kinds: list[str], num_steps: int) -> None:
+def _is_moment(value: Any) -> bool:
+    return torch.is_tensor(value) and value.ndim > 0
+
+
+def _make_moments(engine: Any, base: Any, kinds: list[str], numbers: dict[str, float | int]) -> None:
     """Have the optimizer hold the state that it would make at its first step."""
     flat = next((getattr(engine.optimizer, name) for name in _FLAT_MASTERS if hasattr(engine.optimizer, name)), None)
     held = flat if flat is not None else [one for group in base.param_groups for one in group["params"]]
     for one in held:
-        steps = num_steps if isinstance(base, DeepSpeedCPUAdam) else torch.tensor(float(num_steps))
-        base.state[one] = {"step": steps, **{kind: torch.zeros_like(one, requires_grad=False) for kind in kinds}}
+        base.state[one] = {kind: torch.zeros_like(one, requires_grad=False) for kind in kinds}
+        for name, value in numbers.items():
+            # torch's optimizers count their steps in a float32 tensor each; what is an int was one.
+            base.state[one][name] = torch.tensor(value) if isinstance(value, float) else value
     _link_moments(engine)
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,24 @@ from xmodal.students import InputSpec, create_student, export_student, input_spe
 from xmodal.training.agreement import gather_objects, require_agreement, versions
 from xmodal.training.checkpoint import Keep, committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
+from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
     create_engine,
-    full_weights,
+    frozen_backbone,
+    full_averaged_weights,
     gradient_norm,
     micro_batches_per_step,
     resolve_deepspeed_config,
+    restart_optimizer,
+    set_ema_decay,
     set_learning_rate,
 )
-from xmodal.training.losses import balanced_class_weights, matched_targets, sample_losses, teacher_entropy
+from xmodal.training.losses import DistillationLoss, teacher_entropy
+from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_process_group
-from xmodal.training.schedule import learning_rate
+from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
 from xmodal.training.watchdog import Watchdog
@@ -107,7 +113,7 @@ class _Run:
             check_pinned_config(self.folder, config)
         torch.manual_seed(config.seed)  # the same initial weights on all ranks
         model = create_student(config.student)
-        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share)
+        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
         micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
         self.stream = TrainStream(
             view,
@@ -120,8 +126,9 @@ class _Run:
             micro_batches=micro_batches,
         )
         self.schedule_steps = config.epochs * self.stream.steps_per_epoch
+        self.frozen_steps = config.frozen_epochs * self.stream.steps_per_epoch
         self.total_steps = min(self.schedule_steps, config.max_steps or self.schedule_steps)
-        self.class_weights = _class_weights(view, config)
+        self.loss = DistillationLoss(config.loss, lambda: torch.from_numpy(target_array(view.split("train").rows)))
         deepspeed_config = resolve_deepspeed_config(
             config.deepspeed,
             global_batch_size=config.global_batch_size,
@@ -206,9 +213,17 @@ class _Run:
             keep=Keep(last=self.config.keep_checkpoints, every_steps=self.config.keep_every_steps),
         )
 
+    def _phase(self) -> AbstractContextManager[None]:
+        """What the coming step is to be done in; no checkpoint may be saved within it, since parts are frozen."""
+        self.engine.train()
+        if self.step < self.frozen_steps:
+            return frozen_backbone(self.engine.module)
+        if self.step == self.frozen_steps:
+            restart_optimizer(self.engine)
+        return nullcontext()
+
     def _train_epoch(self) -> bool:
         """Steps to the end of the epoch, or of the run, or to a stop request; whether it was one."""
-        self.engine.train()
         clock = StepClock()
         losses: list[torch.Tensor] = []
         samples = 0
@@ -218,14 +233,16 @@ class _Run:
             # Drop path and dropout depend on (seed, step, rank) alone: a resumed run draws what it would have drawn.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4096 + self.ranks.rank)
             rate = learning_rate(
-                self.step,
-                self.schedule_steps,
+                *step_in_phase(self.step, self.frozen_steps, self.schedule_steps),
                 peak=self.config.optimizer.lr,
                 final_share=self.config.optimizer.final_lr_share,
                 warmup_share=self.config.optimizer.warmup_share,
             )
-            set_learning_rate(self.engine, rate)
-            losses_of_samples = [self._forward_and_backward(batch) for batch in micro_batches]
+            set_learning_rate(self.engine, rate, head_only=self.step < self.frozen_steps)
+            if self.config.optimizer.ema_decay:
+                set_ema_decay(self.engine, decay_of_step(self.step, self.config.optimizer.ema_decay))
+            with self._phase():
+                losses_of_samples = [self._forward_and_backward(batch) for batch in micro_batches]
             losses += [one.mean() for one in losses_of_samples]
             samples += sum(checksum(batch.rows) for batch in micro_batches)
             self.step += 1
@@ -260,9 +277,14 @@ class _Run:
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns its samples' losses."""
-        logits = self.engine(self._pixels(batch))
-        targets = batch.targets.to(logits.device)
-        losses = sample_losses(logits, targets, self.config.loss, self.class_weights)
+        pixels = self._pixels(batch)
+        targets = batch.targets.to(pixels.device)
+        if self.config.mixup:
+            share = draw_share(self.config.mixup)
+            logits = self.engine(mix_with_reversed(pixels, share))
+            losses = share * self.loss(logits, targets) + (1 - share) * self.loss(logits, targets.flip(0))
+        else:
+            losses = self.loss(self.engine(pixels), targets)
         self.engine.backward(losses.mean())
         self.engine.step()
         return losses.detach()
@@ -296,20 +318,22 @@ class _Run:
         """Against the teacher, on the view's val split: every sample once over all ranks. Returns the divergence."""
         if not self.view.description["counts"]["splits"]["val"]:
             return None
-        self.engine.eval()
+        student = self._averaged_student() if self.config.optimizer.ema_decay else self.engine
+        student.eval()
         stream = EvalStream(
             self.view,
             split="val",
             config=self.config.stream,
             size=self.spec.size,
             crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
             batch_size=self.engine.train_micro_batch_size_per_gpu(),
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
         sums = torch.zeros(4, dtype=torch.float64, device=self.engine.device)
         for batch in stream:
-            sums += self._validation_sums(batch)
+            sums += self._validation_sums(student, batch)
         dist.all_reduce(sums)
         num_samples, loss, divergence, agreeing = sums.tolist()
         if not num_samples:
@@ -324,10 +348,10 @@ class _Run:
             self.log.write("validation", self.step, values)
         return divergence / num_samples
 
-    def _validation_sums(self, batch: Batch) -> torch.Tensor:
-        logits = self.engine(self._pixels(batch)).float()
+    def _validation_sums(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        logits = student(self._pixels(batch)).float()
         targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
-        losses = sample_losses(logits, targets, self.config.loss, self.class_weights)
+        losses = self.loss(logits, targets)
         cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
         rows = torch.stack(
             [
@@ -339,27 +363,34 @@ class _Run:
         )
         return (rows * mask).double().sum(dim=1)
 
-    def _export(self) -> None:
-        weights = full_weights(self.engine)
-        if not self.ranks.is_first:
-            return
+    def _averaged_student(self) -> torch.nn.Module:
+        """The moving average, whole on each rank, in the precision that is trained in."""
+        return self._student(full_averaged_weights(self.engine)).to(self.engine.device, self.dtype)
+
+    def _student(self, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
         model = create_student(replace(self.config.student, pretrained=False))
         model.load_state_dict(weights)
+        return model
+
+    def _export(self) -> None:
+        weights = full_averaged_weights(self.engine)
+        if not self.ranks.is_first:
+            return
+        model = self._student(weights)
         provenance = {
             "xmodal": xmodal.__version__,
             "view_fingerprint": self.view.fingerprint,
             "steps": self.step,
             "config": asdict(self.config),
         }
-        export_student(model, str(self.folder / "student"), crop_share=self.spec.crop_share, provenance=provenance)
+        export_student(
+            model,
+            str(self.folder / "student"),
+            crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
+            provenance=provenance,
+        )
         log.info("student exported to %s", self.folder / "student")
-
-
-def _class_weights(view: View, config: TrainConfig) -> torch.Tensor | None:
-    if config.loss.class_weights == "none":
-        return None
-    targets = torch.from_numpy(target_array(view.split("train").rows))
-    return balanced_class_weights(matched_targets(targets, config.loss))
 
 
 _MAY_CHANGE = {
