@@ -4,13 +4,15 @@ Local folders are implemented here, `s3://` in `s3_storage`.
 """
 
 import errno
+import io
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from shards.errors import UserError
 
@@ -98,6 +100,12 @@ class Storage(Protocol):
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
 
+    def put_file(self, name: str, path: Path) -> None:
+        """Copy a local file of any size to `name`, in one step, whether or not there was one.
+
+        Raises FileNotFoundError if there is no such file.
+        """
+
     def delete(self, name: str) -> None:
         """Remove an object; none there is no error."""
 
@@ -176,11 +184,22 @@ class LocalStorage:
 
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
+        self._replace(name, io.BytesIO(content))
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Copy a local file of any size to `name`, in one step, whether or not there was one.
+
+        Raises FileNotFoundError if there is no such file.
+        """
+        with open(path, "rb") as content:
+            self._replace(name, content)
+
+    def _replace(self, name: str, content: BinaryIO) -> None:
         temporary = self.new_temporary(name)
         with told_to_user(self.folder):
             try:
                 with open(temporary, "wb") as file:
-                    file.write(content)
+                    shutil.copyfileobj(content, file, _CHUNK)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, self.folder / name)
