@@ -16,7 +16,7 @@ from loader_process import MEAN, SIDE, STD, Contender, Plan
 from PIL import Image
 
 from shards.augment import AugmentConfig
-from shards.batches import normalise
+from shards.batches import Normaliser
 from shards.stream import StreamConfig, TrainStream
 from shards.view import open_view
 
@@ -40,8 +40,9 @@ class Xmodal:
             augment=AugmentConfig(min_crop_area=0.08, max_crop_aspect=4 / 3, flip=True),
             global_batch_size=plan.batch_size,
         )
+        normalise = Normaliser(MEAN, STD)
         for [batch] in stream:
-            yield normalise(batch.pixels, MEAN, STD)
+            yield normalise(batch.pixels)
 
     def pictures(self, plan: Plan) -> Iterator[bytes]:
         """One epoch."""

@@ -35,7 +35,7 @@ from botocore.exceptions import (
 )
 
 from shards.errors import UserError
-from shards.storage import TEMPORARY_PREFIX, CorruptObjectError, ShortObjectError
+from shards.storage import TEMPORARY_PREFIX, CorruptObjectError, ShortObjectError, name_of_leftover
 
 log = logging.getLogger(__name__)
 
@@ -206,8 +206,7 @@ class S3Storage:
         leftovers = [
             name
             for name, changed in self._listing(TEMPORARY_PREFIX)
-            if name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0] in committed
-            or (now - changed).total_seconds() >= min_age_seconds
+            if name_of_leftover(name) in committed or (now - changed).total_seconds() >= min_age_seconds
         ]
         for name in leftovers:
             self.delete(name)

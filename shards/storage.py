@@ -66,6 +66,13 @@ class CorruptObjectError(OSError):
     """An object whose bytes are not those that were written."""
 
 
+def name_of_leftover(name: str) -> str:
+    """What a temporary file was to become; of one that was to become a temporary file, what that was to."""
+    while name.startswith(TEMPORARY_PREFIX):
+        name = name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]
+    return name
+
+
 class Storage(Protocol):
     """A flat folder of objects with names without slashes."""
 
@@ -184,7 +191,7 @@ class LocalStorage:
 
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
-        self._replace(name, io.BytesIO(content))
+        self._put(name, io.BytesIO(content))
 
     def put_file(self, name: str, path: Path) -> None:
         """Copy a local file of any size to `name`, in one step, whether or not there was one.
@@ -192,21 +199,29 @@ class LocalStorage:
         Raises FileNotFoundError if there is no such file.
         """
         with open(path, "rb") as content:
-            self._replace(name, content)
+            self._put(name, content)
+
+    def _put(self, name: str, content: BinaryIO) -> None:
+        with told_to_user(self.folder):
+            try:
+                self._replace(name, content)
+            except FileNotFoundError:
+                # Swept away, as a leftover of a name that another writer had committed by then.
+                content.seek(0)
+                self._replace(name, content)
+            self._sync_folder()
 
     def _replace(self, name: str, content: BinaryIO) -> None:
         temporary = self.new_temporary(name)
-        with told_to_user(self.folder):
-            try:
-                with open(temporary, "wb") as file:
-                    shutil.copyfileobj(content, file, _CHUNK)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.folder / name)
-            except BaseException:
-                self.discard(temporary)
-                raise
-            self._sync_folder()
+        try:
+            with open(temporary, "wb") as file:
+                shutil.copyfileobj(content, file, _CHUNK)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / name)
+        except BaseException:
+            self.discard(temporary)
+            raise
 
     def delete(self, name: str) -> None:
         """Remove an object; none there is no error."""
@@ -252,9 +267,11 @@ class LocalStorage:
         """
         num_dropped = 0
         for leftover in self.folder.glob(TEMPORARY_PREFIX + "*"):
-            name = leftover.name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]
             try:
-                if name in committed or time.time() - leftover.stat().st_mtime >= min_age_seconds:
+                if (
+                    name_of_leftover(leftover.name) in committed
+                    or time.time() - leftover.stat().st_mtime >= min_age_seconds
+                ):
                     leftover.unlink()
                     num_dropped += 1
             except FileNotFoundError:  # its writer was faster

@@ -1,5 +1,6 @@
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from xmodal.labelling import cluster
 from xmodal.labelling.cluster import (
     _answer,
     _Finished,
+    _first_that_begins,
     _Limit,
     _run_jobs,
     _start_gate,
@@ -118,6 +120,33 @@ def test_without_a_setting_two_jobs_for_each_processor_are_in_flight(ray):
 
 def test_there_are_more_where_several_share_a_processor(ray):
     assert _Limit(ray, 0, 0.25).now() == 8 * int(ray.cluster_resources()["CPU"])
+
+
+def unlucky(ray: Any, ends_left: int) -> Callable[[], Any]:
+    """Starts gates of which so many end before they begin."""
+
+    class Gate:
+        def __init__(self, has_luck: bool) -> None:
+            if not has_luck:
+                raise RuntimeError("no luck")
+
+        def forget(self, task: str) -> None: ...
+
+    gate_class = ray.remote(num_cpus=0)(Gate)
+    lucks = itertools.chain(itertools.repeat(False, ends_left), itertools.repeat(True))
+    return lambda: gate_class.remote(next(lucks))
+
+
+def test_a_gate_that_ends_before_it_begins_is_started_again(ray, monkeypatch):
+    monkeypatch.setattr(cluster, "_GATE_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    gate = _first_that_begins(ray, unlucky(ray, 2))
+    ray.get(gate.forget.remote("nobody"))
+
+
+def test_a_gate_that_never_begins_is_told(ray, monkeypatch):
+    monkeypatch.setattr(cluster, "_GATE_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    with pytest.raises(UserError, match=r"^Ray ended the gate of this run before it began, 3 times: .*no luck"):
+        _first_that_begins(ray, unlucky(ray, 3))
 
 
 def ask_until_it_fails(ray: Any, gate: Any) -> None:

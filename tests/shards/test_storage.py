@@ -186,6 +186,20 @@ def test_a_temporary_file_of_a_writer_that_may_live_is_left_alone(storage: Local
     assert not dead.exists()
 
 
+def test_a_temporary_file_that_was_swept_away_is_written_again(storage: LocalStorage, monkeypatch) -> None:
+    replace = os.replace
+
+    def sweep_and_replace(temporary: Path, final: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        assert storage.discard_leftovers(60, {"a.parquet"}) == 1
+        replace(temporary, final)
+
+    monkeypatch.setattr(os, "replace", sweep_and_replace)
+    storage.replace("a.parquet", b"index")
+    assert storage.read("a.parquet") == b"index"
+    assert os.listdir(storage.folder) == ["a.parquet"]
+
+
 def test_a_temporary_file_of_a_committed_name_goes_whatever_its_age_and_its_writer_has_lost(
     storage: LocalStorage,
 ) -> None:

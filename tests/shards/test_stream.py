@@ -16,7 +16,7 @@ import torch
 from made_pictures import jpeg
 
 from shards.augment import AugmentConfig, eval_pixels
-from shards.batches import Batch, normalise
+from shards.batches import Batch, Normaliser
 from shards.errors import ConfigError, UserError
 from shards.stream import EvalStream, StreamConfig, TrainStream, padded_batches
 from shards.view import View
@@ -434,9 +434,16 @@ def test_padded_batches_are_equal_on_all_ranks_over_a_grid() -> None:
 
 def test_normalise_makes_what_the_mean_and_deviation_say() -> None:
     pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    made = normalise(pixels, (0.5, 0.5, 0.2), (0.5, 0.25, 1.0))
+    made = Normaliser((0.5, 0.5, 0.2), (0.5, 0.25, 1.0))(pixels)
     assert made.dtype == torch.float32
     assert torch.allclose(made.flatten(), torch.tensor([-1.0, 2.0, 0.0]), atol=1e-6)
+
+
+def test_batches_of_other_sizes_are_normalised_in_the_memory_kept_or_in_new() -> None:
+    normalise = Normaliser((0.5,) * 3, (0.25,) * 3)
+    for shape in ((4, 3, 8, 8), (2, 3, 8, 8), (6, 3, 8, 8), (6, 3, 16, 16), (1, 3, 8, 8)):
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+        assert torch.allclose(normalise(pixels), (pixels / 255 - 0.5) / 0.25, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

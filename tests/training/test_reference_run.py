@@ -9,7 +9,7 @@ import torch
 from launchers import launch, settings, steps
 
 from shards.augment import AugmentConfig
-from shards.batches import normalise
+from shards.batches import Normaliser
 from shards.stream import EvalStream, StreamConfig, TrainStream
 from shards.view import open_view, target_array
 from xmodal.students import StudentConfig, create_student, input_spec, load_student
@@ -92,7 +92,7 @@ def reference(small_view: Path) -> dict[str, Any]:
             targets = batch.targets.argmax(dim=1)
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step, num_steps) * group["share"]
-            logits = model(normalise(batch.pixels, spec.mean, spec.std))
+            logits = model(Normaliser(spec.mean, spec.std)(batch.pixels))
             loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=SMOOTHING)
             loss = (loss * class_weights[targets]).mean()
             model.zero_grad()
@@ -115,7 +115,7 @@ def divergence(student: torch.nn.Module, folder: Path) -> float:
     config = StreamConfig(num_lanes=8, num_workers=0)
     stream = EvalStream(view, split="val", config=config, size=32, crop_share=spec.crop_share, batch_size=22)
     (batch,) = stream
-    log_probabilities = student(normalise(batch.pixels, spec.mean, spec.std)).log_softmax(dim=1)
+    log_probabilities = student(Normaliser(spec.mean, spec.std)(batch.pixels)).log_softmax(dim=1)
     return torch.nn.functional.kl_div(log_probabilities, batch.targets, reduction="batchmean").item()
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from shards.augment import eval_pixels
-from shards.batches import normalise
+from shards.batches import Normaliser
 from shards.decode import UndecodableImageError
 from shards.errors import UserError
 from shards.stream import padded_batches
@@ -57,8 +57,9 @@ def predict(
     loader = DataLoader(_PictureFiles(paths, spec), batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is)
     probabilities = np.full((len(paths), len(CLASSES)), np.nan)
     decoded = np.zeros(len(paths), dtype=bool)
+    normalise = Normaliser(spec.mean, spec.std)
     for pixels, places in loader:
-        logits = student(normalise(pixels.to(accelerator.device), spec.mean, spec.std)).float()
+        logits = student(normalise(pixels.to(accelerator.device))).float()
         gathered, gathered_places = accelerator.gather((logits.softmax(dim=1), places.to(accelerator.device)))
         real = (gathered_places >= 0).cpu()
         places_here = gathered_places.cpu()[real].numpy()

@@ -36,7 +36,8 @@ _TEACHER_PATIENCE_SECONDS = 600.0
 _LONG_ANSWER_SECONDS = 60.0
 _MOST_LOST_ANSWERS = 5
 """So many long answers that were lost with the teacher, and what it was asked is likelier the cause."""
-_GATE_STARTS = 3
+_GATE_PAUSES_SECONDS = (0.5, 1, 2, 4, 8, 16, 0)
+"""After each start of the gate that failed."""
 _SHOWN_HOSTS = 20
 _METRICS_SECONDS = 5.0
 
@@ -240,16 +241,30 @@ def _start_gate(ray: Any, config: PolitenessConfig) -> Any:
         max_concurrency=1_000_000,
         scheduling_strategy=here,
     )(_GateActor)
-    for _ in range(_GATE_STARTS - 1):
-        gate = gate_class.remote(config)
+    return _first_that_begins(ray, lambda: gate_class.remote(config))
+
+
+def _first_that_begins(ray: Any, start: Callable[[], Any]) -> Any:
+    """The gate, started anew, after a pause, for as long as Ray ends it before it begins.
+
+    Seen on a busy machine: Ray takes it that nobody holds the gate any more, and takes it so of each new one until it
+    reaches this driver again.
+    """
+    why = ""
+    for pause in _GATE_PAUSES_SECONDS:
+        gate = start()
         try:
             ray.get(gate.forget.remote(""))
         except ray.exceptions.ActorDiedError as error:
-            # Seen on a busy machine: the worker that it was to run in ended first, and Ray does not try again.
-            log.debug("the gate did not start", exc_info=error)
+            why = _last_line(error)
+            log.debug("the gate did not start: %s", why)
+            time.sleep(pause)
         else:
             return gate
-    return gate_class.remote(config)
+    raise UserError(
+        f"Ray ended the gate of this run before it began, {len(_GATE_PAUSES_SECONDS)} times: {why}",
+        "see Ray's logs for more; the same command goes on",
+    )
 
 
 def _run_job(

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import xmodal
-from shards.batches import Batch, normalise
+from shards.batches import Batch, Normaliser
 from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import LocalStorage, open_storage
@@ -119,6 +119,7 @@ class _Run:
         torch.manual_seed(config.seed)  # the same initial weights on all ranks
         model = create_student(config.student)
         self.spec: InputSpec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
+        self.normalise = Normaliser(self.spec.mean, self.spec.std)
         micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
         self.stream = TrainStream(
             view,
@@ -313,7 +314,7 @@ class _Run:
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         pixels = batch.pixels.to(self.engine.device, non_blocking=True)
-        return normalise(pixels, self.spec.mean, self.spec.std).to(self.dtype)
+        return self.normalise(pixels).to(self.dtype)
 
     def _log_steps(self, losses: list[torch.Tensor], rate: float, clock: StepClock, samples: int) -> None:
         loss = torch.stack(losses).mean()
