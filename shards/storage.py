@@ -191,21 +191,24 @@ class LocalStorage:
 
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
-        with told_to_user(self.folder):
-            try:
-                self._replace(name, io.BytesIO(content))
-            except FileNotFoundError:
-                # Swept away, as a leftover of a name that another writer had committed by then.
-                self._replace(name, io.BytesIO(content))
-            self._sync_folder()
+        self._put(name, io.BytesIO(content))
 
     def put_file(self, name: str, path: Path) -> None:
         """Copy a local file of any size to `name`, in one step, whether or not there was one.
 
         Raises FileNotFoundError if there is no such file.
         """
-        with open(path, "rb") as content, told_to_user(self.folder):
-            self._replace(name, content)
+        with open(path, "rb") as content:
+            self._put(name, content)
+
+    def _put(self, name: str, content: BinaryIO) -> None:
+        with told_to_user(self.folder):
+            try:
+                self._replace(name, content)
+            except FileNotFoundError:
+                # Swept away, as a leftover of a name that another writer had committed by then.
+                content.seek(0)
+                self._replace(name, content)
             self._sync_folder()
 
     def _replace(self, name: str, content: BinaryIO) -> None:
