@@ -14,7 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from launchers import ROOT, launch, losses, settings, start, start_ranks, steps, wait_for_ranks, wait_for_step
+from launchers import (
+    ROOT,
+    free_port,
+    launch,
+    losses,
+    settings,
+    start,
+    start_ranks,
+    steps,
+    wait_for_ranks,
+    wait_for_step,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 from training_view import make_view
@@ -111,8 +122,8 @@ def test_killed_at_any_time_it_leaves_no_half_checkpoint_and_ends_as_if_unbroken
     generator = random.Random(num_kills)
     done = unfinished = 0
     for kill in range(num_kills):
-        since, ranks = time.time(), start_ranks([arguments] * 2)
-        port = psutil.Process(ranks[0].pid).environ()["MASTER_PORT"]
+        port = free_port()
+        since, ranks = time.time(), start_ranks([arguments] * 2, port)
         wait_for_step(output, done + generator.randrange(1, length // (num_kills + 1) - 2), ranks)
         victim = generator.randrange(2)
         if kill % 2 == 0:
