@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from shards.index import IndexRows, index_metadata, index_name, write_index
-from shards.storage import TEMPORARY_PREFIX, Storage, told_to_user
+from shards.storage import TEMPORARY_PREFIX, Storage, begin_writing_out, told_to_user
 from shards.tar_samples import IMAGE_EXTENSIONS
 
+_WRITE_OUT_BYTES = 1 << 23
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9_%-]{1,230}")
 
 
@@ -55,11 +56,14 @@ class CommittedShard:
 class _Tar:
     """Writes members as `tarfile` does, byte for byte; its own stream copies a megabyte for each of them.
 
-    The sha256 is kept while writing, so that a shard is not read again to know it.
+    The sha256 is kept while writing, so that a shard is not read again to know it. What is to be `durable` goes to the
+    disk while more is written, so that the commit waits for little.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, durable: bool) -> None:
         self._file = file
+        self._durable = durable
+        self._written_out = 0
         self.sha256 = hashlib.sha256()
         self.size = 0
         self.keys: set[str] = set()
@@ -89,6 +93,9 @@ class _Tar:
         self.sha256.update(content)
         self._file.write(content)
         self.size += len(content)
+        if self._durable and self.size - self._written_out >= _WRITE_OUT_BYTES:
+            begin_writing_out(self._file, self._written_out, self.size)
+            self._written_out = self.size
 
 
 def to_json_bytes(value: Any) -> bytes:
@@ -111,7 +118,8 @@ def write_shard(
     temporary = storage.new_temporary(f"{name}.tar")
     try:
         with told_to_user(temporary.parent), open(temporary, "wb", buffering=1 << 20) as file:
-            tar = _Tar(file)
+            # Where the storage is elsewhere, the temporary file goes away again.
+            tar = _Tar(file, durable=storage.is_local)
             rows = IndexRows()
             for sample in samples:
                 _write_sample(tar, sample, rows)

@@ -133,6 +133,26 @@ def test_a_connection_that_is_closed_without_an_answer_is_opened_again(server):
     assert result.tries == server.requests["/a.jpg"] == 3
 
 
+def test_a_picture_that_others_wait_behind_is_asked_for_again_before_them(server):
+    asked = []
+
+    def noting(name, answer):
+        def note(handler) -> None:
+            asked.append(name)
+            answer(handler)
+
+        return server.answer(name, note)
+
+    first = noting("first.jpg", web.in_turn(web.status(503), web.content(JPEG)))
+    others = [noting(f"{number}.jpg", web.content(JPEG)) for number in range(30)]
+    assert all(
+        result.picture for result in fetch([first, *others], replace(CONFIG, max_concurrent=1, backoff_seconds=0))
+    )
+    assert asked.count("first.jpg") == 2
+    # One or two have taken the only slot meanwhile.
+    assert asked[1:5].count("first.jpg") == 1
+
+
 @pytest.mark.parametrize("answer", [web.status(500), web.close_at_once, web.declared(9, b"")])
 def test_every_try_is_one_request(server, answer):
     assert fetch_one(server.answer("a.jpg", answer), replace(CONFIG, max_tries=4)).tries == 4

@@ -90,12 +90,13 @@ async def fetch_in_order(
             beginning = asyncio.create_task(begin())
             try:
                 while True:
-                    with room.of_a_slow_one():
-                        task = await waiting.get()
-                        if task is None:
-                            return
-                        take = await task
-                    result = take()
+                    task = await waiting.get()
+                    if task is None:
+                        return
+                    if not task.done():
+                        with room.of_a_slow_one():
+                            await task
+                    result = task.result()()
                     room.update()
                     yield result
             finally:
@@ -160,17 +161,19 @@ def _spooled(result: FetchResult, spool: Spool) -> Callable[[], FetchResult]:
 
 
 class _Slots:
-    """So many requests at a time. Those who have a permit already, which grows stale, come first."""
+    """So many requests at a time. Those who have a permit already, which grows stale, come first; then pictures that
+    were asked for before, as others wait behind them."""
 
     def __init__(self, num_free: int) -> None:
         # Above 0 only while nobody waits.
         self._num_free = num_free
         self._permitted: deque[asyncio.Future[None]] = deque()
+        self._begun: deque[asyncio.Future[None]] = deque()
         self._others: deque[asyncio.Future[None]] = deque()
 
-    async def take(self) -> None:
-        """Wait for a slot."""
-        await self._take(self._others)
+    async def take(self, *, has_begun: bool) -> None:
+        """Wait for a slot, for a picture that was asked for before (`has_begun`) or not."""
+        await self._take(self._begun if has_begun else self._others)
 
     async def take_soon(self, seconds: float) -> bool:
         """Wait for a slot for so long, before all who wait in `take`; whether there was one."""
@@ -196,7 +199,7 @@ class _Slots:
 
     def give_back(self) -> None:
         """A slot is free again."""
-        for queue in (self._permitted, self._others):
+        for queue in (self._permitted, self._begun, self._others):
             while queue:
                 turn = queue.popleft()
                 if not turn.done():  # else cancelled
@@ -234,6 +237,7 @@ class _Slot:
 class _Effort:
     """What one picture has cost so far, waiting for its hosts' turns not counted."""
 
+    requests: int = 0
     tries: int = 0
     failures: int = 0
     seconds: float = 0.0
@@ -309,7 +313,7 @@ class _Fetcher:
         """One request through the gate of its host: the picture, or where a redirect leads to."""
         # With the dot that may end it, a name leads to the same host.
         host = (url.raw_host or "").rstrip(".")
-        await self._enter(host)
+        await self._enter(host, has_begun=effort.requests > 0)
         try:
             answer = await self._ask(url, host, effort)
             # The request's slot is kept: nothing is fetched faster than it is decoded.
@@ -317,8 +321,10 @@ class _Fetcher:
         finally:
             self._slots.give_back()
 
-    async def _enter(self, host: str) -> None:
+    async def _enter(self, host: str, *, has_begun: bool) -> None:
         """Wait for room, a slot and the host's permit, and return with the latter two.
+
+        A picture that was asked for before needs no room: all that fills it waits for such ones.
 
         A slot that is held while a host is waited for would keep other hosts' pictures from theirs; so it is held for a
         moment, and then taken again when the permit is there. A permit that is held while there is no slot, or nothing
@@ -326,10 +332,11 @@ class _Fetcher:
         would be used in one burst, and after the host has asked for a pause. So it is given back, and asked for anew.
         """
         while True:
-            await self._room.wait()
-            await self._slots.take()
+            if not has_begun:
+                await self._room.wait()
+            await self._slots.take(has_begun=has_begun)
             slot = _Slot(self._slots)
-            if not self._room.is_there:
+            if not (has_begun or self._room.is_there):
                 # Others have filled it meanwhile.
                 slot.give_back()
                 continue
@@ -341,7 +348,7 @@ class _Fetcher:
                 failure.counts = False
                 raise failure from None
             try:
-                if self._room.is_there and (slot.is_held or await self._slots.take_soon(_FRESH_SECONDS)):
+                if (has_begun or self._room.is_there) and (slot.is_held or await self._slots.take_soon(_FRESH_SECONDS)):
                     return
             except asyncio.CancelledError:
                 await self._gate.leave(host, answered=None)
@@ -352,6 +359,7 @@ class _Fetcher:
     async def _ask(self, url: URL, host: str, effort: _Effort) -> Body | str:
         """The answer to one request; whatever comes of it, the gate is told."""
         config = self._config
+        effort.requests += 1
         seconds = min(config.total_seconds - effort.seconds_of_try, config.max_seconds_per_picture - effort.seconds)
         had_its_time = seconds >= min(config.idle_seconds, config.total_seconds)
         start = time.monotonic()
