@@ -5,6 +5,10 @@ Both yield `Batch`es of uint8 pixels from a torch DataLoader. State is a few int
 """
 
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -227,6 +231,7 @@ class TrainStream:
                 batch_sampler=_Addresses(self),
                 num_workers=self.config.num_workers,
                 collate_fn=_as_is,
+                worker_init_fn=_end_with_parent_alone,
                 pin_memory=torch.cuda.is_available(),
                 prefetch_factor=4 if self.config.num_workers else None,
                 generator=torch.Generator(),  # else each epoch would draw from the global one, and dropout see it
@@ -278,6 +283,7 @@ class EvalStream:
             batch_sampler=self._batches,
             num_workers=self.config.num_workers,
             collate_fn=_as_is,
+            worker_init_fn=_end_with_parent_alone,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # as above
         )
@@ -337,6 +343,23 @@ def _tells_of_lost_worker(error: Exception) -> bool:
     # as a message, and names it.
     frames = traceback.extract_tb(error.__traceback__)
     return "DataLoader worker" not in str(error) and any(frame.filename == dataloader.__file__ for frame in frames)
+
+
+def _end_with_parent_alone(worker: int) -> None:
+    """Have a reading process end at SIGTERM from its parent, and from nobody else.
+
+    A cluster that asks a job to stop sends it to all processes; the training one needs the others to finish its step.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _as_is(batch: Any) -> Any:

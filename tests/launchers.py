@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,47 @@ def launch(launcher: str, arguments: Sequence[str]) -> subprocess.CompletedProce
 
 def start(launcher: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
     """Start in a process group of its own, so that it can be ended with all its children."""
+    return _start(command(launcher, arguments), variables)
+
+
+def start_ranks(arguments: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:
+    """Start a rank for each list of arguments by hand: a launcher may end one rank before it can speak."""
+    job = {"WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        start("python", of_rank, RANK=str(rank), LOCAL_RANK=str(rank), **job) for rank, of_rank in enumerate(arguments)
+    ]
+
+
+def wait_for_ranks(ranks: Sequence[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """Their exit codes and outputs, once all have ended."""
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    return [process.returncode for process in ranks], outputs
+
+
+def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait until the run in `output` has done so many steps; its ranks must be running."""
+    deadline = time.monotonic() + 200
+    while (steps(output) or [{"step": 0}])[-1]["step"] < step:
+        assert time.monotonic() < deadline
+        for process in ranks:
+            assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def start_program(program: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
+    """Start a program of the tests, by its path in the project, likewise."""
+    # Run by its path, it has its own folder first on the path of imports, and the project's must be told.
+    return _start([sys.executable, program, *arguments], variables | {"PYTHONPATH": str(ROOT)})
+
+
+def _start(command: Sequence[str], variables: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(launcher, arguments),
+        command,
         cwd=ROOT,
         env=environment() | variables,
         stdout=subprocess.PIPE,

@@ -26,7 +26,7 @@ def missing() -> str | None:
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running cluster of two nodes, n1 and n2."""
+    """A running cluster of two nodes, n1 and n2; jobs in the partition `urgent` preempt all others."""
 
     environment: dict[str, str]
 
@@ -42,17 +42,33 @@ class Slurm:
         """Signal the batch shell of a job."""
         subprocess.run(["scancel", "--batch", f"--signal={name}", job], env=self.environment, check=True)
 
+    def restart(self, job: str, seconds: float = 60) -> None:
+        """Wait until a job is back in the queue, and have it start at once: SLURM makes it wait two minutes."""
+        deadline = time.monotonic() + seconds
+        update = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
+        restarts = self.fields(job)["Restarts"]
+        while (fields := self.fields(job))["Restarts"] == restarts or fields["JobState"] != "RUNNING":
+            assert time.monotonic() < deadline, fields
+            if fields["JobState"] == "PENDING":
+                # Again and again: the job gets its time to wait some time after its new state.
+                subprocess.run(update, env=self.environment, capture_output=True)
+            time.sleep(0.2)
+
+    def fields(self, job: str) -> dict[str, str]:
+        """What `scontrol show job` says of it."""
+        shown = subprocess.run(
+            ["scontrol", "show", "job", job], env=self.environment, capture_output=True, text=True, check=True
+        )
+        return dict(word.partition("=")[::2] for word in shown.stdout.split())
+
     def wait(self, job: str, seconds: float = 180) -> dict[str, str]:
         """Wait until a job has ended; returns what `scontrol show job` says of it."""
         deadline = time.monotonic() + seconds
         while True:
-            shown = subprocess.run(
-                ["scontrol", "show", "job", job], env=self.environment, capture_output=True, text=True, check=True
-            )
-            fields = dict(word.partition("=")[::2] for word in shown.stdout.split())
+            fields = self.fields(job)
             if fields["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
                 return fields
-            assert time.monotonic() < deadline, shown.stdout
+            assert time.monotonic() < deadline, fields
             time.sleep(0.3)
 
 
@@ -121,12 +137,15 @@ def _configuration(folder: Path, controller: int, nodes: list[int]) -> str:
         f"SlurmdSpoolDir={folder}/%n", f"StateSaveLocation={folder}/state", "ProctrackType=proctrack/linuxproc",
         "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none", "MpiDefault=none", "SwitchType=switch/none",
         "AccountingStorageType=accounting_storage/none", "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core",
-        "SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0", "ReturnToService=2",
+        "SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0",
+        "ReturnToService=2",
         "SlurmdParameters=config_overrides", "MinJobAge=600", "CompleteWait=0", "KillWait=5",
+        "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", "JobRequeue=1",
     ]  # fmt: skip
     for name, port in zip(("n1", "n2"), nodes, strict=True):
         lines.append(f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000")
-    lines.append("PartitionName=all Nodes=n[1-2] Default=YES MaxTime=60")
+    lines.append("PartitionName=all Nodes=n[1-2] Default=YES MaxTime=60 PriorityTier=1 GraceTime=30")
+    lines.append("PartitionName=urgent Nodes=n[1-2] MaxTime=60 PriorityTier=10 PreemptMode=OFF")
     return "\n".join(lines) + "\n"
 
 

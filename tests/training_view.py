@@ -1,6 +1,8 @@
 """A small view that can be learned: bright pictures are positive, dark ones negative, those between neutral."""
 
 import io
+import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,11 @@ from shards.writer import Sample, write_shard
 SOFT_LABELS = ([0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8])
 
 
-def make_view(folder: Path, *, num_samples: int, samples_per_shard: int = 15) -> Path:
-    """Write `folder/dataset` and `folder/view`; every eighth sample is for validation. Returns the view's folder."""
+def make_view(folder: Path, *, num_samples: int, samples_per_shard: int = 15, spoilt: Collection[int] = ()) -> Path:
+    """Write `folder/dataset` and `folder/view`; every eighth sample is for validation. Returns the view's folder.
+
+    The targets of `spoilt` samples are no numbers.
+    """
     storage = LocalStorage(folder / "dataset", create=True)
     generator = np.random.default_rng(0)
     for number, start in enumerate(range(0, num_samples, samples_per_shard)):
@@ -31,10 +36,11 @@ def make_view(folder: Path, *, num_samples: int, samples_per_shard: int = 15) ->
         shards.append(shard_entry(0, name, index))
     table = pa.concat_tables(tables)
     splits = ["val" if row % 8 == 7 else "train" for row in range(table.num_rows)]
+    targets = [[math.nan] * 3 if row in spoilt else label for row, label in enumerate(table["soft_label"].to_pylist())]
     rows = (
         table.append_column("dataset", pa.array([0] * table.num_rows, pa.int32()))
         .append_column("split", pa.array(splits))
-        .append_column("target", table["soft_label"])
+        .append_column("target", pa.array(targets, VIEW_SCHEMA.field("target").type))
     )
     view = folder / "view"
     write_view(

@@ -154,16 +154,20 @@ def calibrate(arguments: list[str]) -> None:
     print(table_text(calibration_table(summary)))
 
 
-def train(arguments: list[str]) -> None:
-    """View → student: train by DeepSpeed; `deepspeed launch/train.py` does the same on many ranks."""
+def train(arguments: list[str]) -> int:
+    """View → student: train by DeepSpeed; `deepspeed launch/train.py` does the same on many ranks.
+
+    Ends with exit code 75 where it was asked to stop (SIGTERM, or the stop file) and can go on.
+    """
     from xmodal.training.config import TrainConfig
 
     config = _config(TrainConfig, arguments, train)
     # torch's sockets warn where an address has no name, as on many a cluster's inner network.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from xmodal.training.stop import EXIT_STOPPED
     from xmodal.training.train import train as run
 
-    run(config)
+    return 0 if run(config) else EXIT_STOPPED
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import label_command
 import psutil
 import pytest
-from launchers import ROOT, launch, losses, settings
+from launchers import ROOT, launch, losses, settings, start_ranks, steps, wait_for_ranks, wait_for_step
 from picture_server import serving_pictures
 from ray_head import free_port
 from slurm_cluster import Slurm, missing, start_slurm
@@ -31,26 +31,23 @@ def slurm() -> Iterator[Slurm]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(slurm: Slurm, output: Path, *arguments: str) -> tuple[dict[str, str], str]:
-    """Run train.sbatch on two nodes to its end. Returns the job's fields and its log."""
+def submit(slurm: Slurm, output: Path, *arguments: str) -> str:
+    """Submit train.sbatch on two nodes, with all logs in `output`. Returns the job's number."""
     output.mkdir(parents=True, exist_ok=True)
-    log = output / "job.log"
     # Both "nodes" are this machine, whose name leads to no address in a namespace that has only `lo`.
-    job = slurm.submit(
-        "--nodes=2",
-        f"--output={log}",
-        "--export=ALL,MASTER_ADDR=127.0.0.1",
-        "slurm/train.sbatch",
-        *arguments,
+    return slurm.submit(
+        *("--nodes=2", f"--output={output}/job.log"),
+        f"--export=ALL,MASTER_ADDR=127.0.0.1,LOG_FOLDER={output}",
+        *("slurm/train.sbatch", *arguments),
         folder=ROOT,
     )
-    fields = slurm.wait(job)
-    return fields, log.read_text()
 
 
 def test_two_nodes_learn_what_one_process_learns(slurm, tmp_path):
     view = make_view(tmp_path, num_samples=120)
-    fields, log = submit(slurm, tmp_path / "job", *settings(view, tmp_path / "job"))
+    job = submit(slurm, tmp_path / "job", *settings(view, tmp_path / "job"))
+    fields = slurm.wait(job)
+    log = (tmp_path / "job" / f"xmodal-train-{job}-0.log").read_text()
     assert fields["JobState"] == "COMPLETED", log
     alone = launch("python", settings(view, tmp_path / "alone"))
     assert alone.returncode == 0, alone.stdout
@@ -60,12 +57,41 @@ def test_two_nodes_learn_what_one_process_learns(slurm, tmp_path):
 
 
 def test_a_mistake_fails_the_job_with_exit_code_2_and_its_log_says_what_to_do(slurm, tmp_path):
-    fields, log = submit(slurm, tmp_path / "job", *settings(tmp_path / "nowhere", tmp_path / "job"))
+    fields = slurm.wait(submit(slurm, tmp_path / "job", *settings(tmp_path / "nowhere", tmp_path / "job")))
+    log = (tmp_path / "job" / "job.log").read_text()
     assert fields["JobState"] == "FAILED"
     assert fields["ExitCode"] == "2:0"
     assert "nowhere: no such folder" in log
     assert "check the path, or run the stage that makes it first" in log
     assert "Traceback" not in log
+
+
+def test_a_job_whose_time_is_up_or_that_is_preempted_is_requeued_and_ends_as_if_unbroken(slurm, tmp_path):
+    view = make_view(tmp_path, num_samples=120)
+    output = tmp_path / "job"
+    more = ("--epochs=100", "--max_steps=400", "--checkpoint_every_epochs=0")
+    job = submit(slurm, output, *settings(view, output, *more))
+    wait_for_step(output, 3, [])
+    # What SLURM sends the batch shell ahead of the time limit; a limit is a minute at least.
+    slurm.signal(job, "USR1")
+    slurm.restart(job)
+    stopped_at = steps(output)[-1]["step"]
+    wait_for_step(output, stopped_at + 3, [])
+    whole = ("--nodes=2", "--ntasks-per-node=2")
+    urgent = slurm.submit(*whole, "--partition=urgent", "--output=/dev/null", "--wrap=true", folder=tmp_path)
+    slurm.restart(job)
+    assert slurm.fields(urgent)["JobState"] == "COMPLETED"
+    fields = slurm.wait(job)
+    log = (output / "job.log").read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "2"), log
+    assert "train.sbatch: the time is up" in log
+    assert log.count("train.sbatch: stopped; back into the queue") == 2
+    assert not list(output.glob("stop*"))
+    unbroken = tmp_path / "unbroken"
+    codes, outputs = wait_for_ranks(start_ranks([settings(view, unbroken, *more)] * 2))
+    assert codes == [0, 0], outputs
+    for what in ("step", "samples", "loss"):
+        assert [line[what] for line in steps(output)] == [line[what] for line in steps(unbroken)]
 
 
 @pytest.fixture(scope="module")

@@ -116,13 +116,30 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps that one line of the log, and of metrics.jsonl, sums up."""
     checkpoint_every_epochs: int = 1
-    """Epochs between checkpoints; 0 for none, then a run that is cut off starts anew."""
+    """Epochs between checkpoints, each after its validation; 0 for none."""
+    checkpoint_every_steps: int = 0
+    """Optimizer steps between checkpoints, besides those of epochs; 0 for none. With neither, a run that is cut off
+    starts anew."""
     keep_checkpoints: int = 2
-    """Checkpoints that are kept."""
+    """The newest checkpoints, so many of them, are kept. So is the best by validation (least `kl`)."""
+    keep_every_steps: int = 0
+    """The first checkpoint of every so many steps is kept for good; 0 for none."""
+    stop_file: str = ""
+    """Once this file is there, the run makes a checkpoint, removes the file and ends with exit code 75, as it does at
+    SIGTERM. Empty: `stop` in `output`."""
+    max_skipped_steps: int = 10
+    """Steps in a row that may be skipped because a loss or a gradient is not finite; one more ends the run."""
+    step_timeout: float = 1800.0
+    """Seconds that a step, a validation or a checkpoint may take; then the rank writes the stacks of its threads and
+    ends with exit code 70."""
+    peer_timeout: float = 600.0
+    """Seconds that a rank waits for another one that does not answer before it ends."""
 
     def __post_init__(self) -> None:
         require_range(self, "epochs", "global_batch_size", "log_every_steps", "keep_checkpoints", least=1)
         require_range(self, "max_steps", "micro_batch_size", "checkpoint_every_epochs", least=0)
+        require_range(self, "checkpoint_every_steps", "keep_every_steps", "max_skipped_steps", least=0)
+        require_range(self, "step_timeout", "peer_timeout", above=0)
         require_range(self, "seed", least=0, below=2**31)
         require_range(self, "mixup", least=0)
         if self.mixup and self.micro_batch_size == 1:

@@ -211,7 +211,7 @@ def full_weights(engine: Any) -> dict[str, torch.Tensor]:
     # Some buffers are no part of a state dict: the model makes them anew wherever it is built.
     kept = engine.module.state_dict().keys()
     weights = {name: _to_cpu(buffer) for name, buffer in engine.module.named_buffers() if name in kept}
-    masters = _masters_without_zero(engine.optimizer)
+    masters = masters_without_zero(engine.optimizer)
     for name, parameter in engine.module.named_parameters():
         master = masters[parameter] if parameter in masters else safe_get_full_fp32_param(parameter)
         # Where training is in float32, the parameter itself is all there is.
@@ -225,7 +225,7 @@ def full_averaged_weights(engine: Any) -> dict[str, torch.Tensor]:
         return full_weights(engine)
 
 
-def _masters_without_zero(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:
+def masters_without_zero(optimizer: Any) -> dict[torch.Tensor, torch.Tensor]:
     """Parameter → its float32 master, which DeepSpeed keeps in lists where there is no ZeRO; empty under ZeRO."""
     if not isinstance(optimizer, FP16_UnfusedOptimizer):  # its name notwithstanding, it serves bf16 too
         return {}

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -21,7 +22,8 @@ from shards.stream import EvalStream, TrainStream, told_of_lost_workers
 from shards.view import View, open_view, target_array
 from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import InputSpec, create_student, export_student, input_spec
-from xmodal.training.checkpoint import committed_steps, load_checkpoint, save_checkpoint
+from xmodal.training.agreement import gather_objects, require_agreement, versions
+from xmodal.training.checkpoint import Keep, committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
 from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
@@ -38,47 +40,74 @@ from xmodal.training.engine import (
 )
 from xmodal.training.losses import DistillationLoss, teacher_entropy
 from xmodal.training.mixup import draw_share, mix_with_reversed
-from xmodal.training.ranks import Ranks, start_process_group
+from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
+from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_process_group
 from xmodal.training.schedule import learning_rate, step_in_phase
-from xmodal.training.step_log import StepClock, StepLog, memory_gib
+from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
+from xmodal.training.stop import StopRequest
+from xmodal.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig) -> bool:
     """Train a student and export it to `<output>/student`; goes on from the last complete checkpoint, if any.
 
-    Raises UserError for a view, a student or sizes that do not go together, and for a view of posts that were forgotten
-    since it was made, before the first step.
+    Returns False where it was asked to stop before its end; a checkpoint was made then. Raises UserError for a view, a
+    student or sizes that do not go together, for a view of posts that were forgotten since it was made, and for ranks
+    that do not agree, before the first step; and where another rank is lost.
     """
     # Before the ranks wait for each other: the likeliest mistakes are told at once.
     view = open_view(config.view)
     if not config.allow_forgotten:
         refuse_forgotten(view)
     LocalStorage(config.output, create=True)
-    ranks = start_process_group()
+    stop = StopRequest(Path(config.stop_file or Path(config.output, "stop")))
+    ranks = start_process_group(config.peer_timeout)
     if not ranks.is_first:
         logging.getLogger().setLevel(logging.WARNING)
+    hosts: list[str] = []
     try:
-        with told_of_lost_workers():
-            _Run(config, view, ranks).run()
+        hosts = gather_objects(socket.gethostname(), ranks)
+        require_agreement(_facts(config, view), ranks)
+        with told_of_lost_workers(), stop.listening(), Watchdog(config.step_timeout, ranks.rank) as watchdog:
+            return _Run(config, view, ranks, stop, watchdog).run()
     except RuntimeError as error:
         # The backends have no class of their own for it. Its traceback would bury what the rank itself has said.
         if not _LOST_RANK.search(str(error)):
             raise
+        lost = ", ".join(f"{rank} on {hosts[rank] if hosts else 'its host'}" for rank in lost_ranks(ranks))
         raise UserError(
-            f"rank {ranks.rank}: another rank has ended, so this one cannot go on", "see what the other rank says"
+            f"rank {ranks.rank}: another rank has ended or does not answer, so this one cannot go on"
+            + (f": rank {lost}" if lost else ""),
+            "see what the other rank says; started again, the run goes on from its last checkpoint",
         ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-_LOST_RANK = re.compile("connection (closed|reset|refused)|socket closed|remote process exited", re.IGNORECASE)
+_LOST_RANK = re.compile(
+    "connection (closed|reset|refused)|socket closed|remote process exited|timed out waiting|application timeout",
+    re.IGNORECASE,
+)
+
+
+def _facts(config: TrainConfig, view: View) -> dict[str, Any]:
+    """What all ranks must have in common. Paths may differ from host to host; what lies there may not."""
+    settings = {
+        f"config.{name}": value
+        for name, value in _dotted(json.loads(json.dumps(asdict(config))))
+        if name not in ("view", "output", "deepspeed", "stop_file", "stream.cache_folder")
+    }
+    file = Path(config.deepspeed)
+    content = file.read_text(errors="replace") if file.is_file() else None  # that it is missing is told later
+    return {**settings, "the content of `deepspeed`": content, "the view's fingerprint": view.fingerprint, **versions()}
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, view: View, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: TrainConfig, view: View, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> None:
+        self.config, self.ranks, self.stop, self.watchdog = config, ranks, stop, watchdog
         self.folder = Path(config.output)
         if committed_steps(self.folder / "checkpoints"):
             check_pinned_config(self.folder, config)
@@ -109,15 +138,19 @@ class _Run:
             max_grad_norm=config.optimizer.max_grad_norm,
         )
         self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
+        limit_waiting(config.peer_timeout)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
         self.step = 0
+        self.skipped = SkippedSteps(config.max_skipped_steps)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """To the end, with an export, or to a stop request, with a checkpoint; whether it was the end."""
         state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks)
         if state is not None:
             self.step = state["step"]
             self.stream.load_state_dict(state["stream"])
+            self.skipped.load_state_dict(state["skipped"])
             if self.step > self.total_steps:
                 raise UserError(
                     f"{self.folder}: at step {self.step} already, beyond the {self.total_steps} of max_steps",
@@ -137,32 +170,52 @@ class _Run:
                 self.engine.zero_optimization_stage(),
                 self.dtype,
             )
-        while self.step < self.total_steps:
+        stopped = False
+        while self.step < self.total_steps and not stopped:
             epoch = self.stream.epoch
-            with self._phase():
-                self._train_epoch()
-            average_buffers(self.engine.module, self.ranks.world_size)
-            self._validate(epoch)
-            if self._is_checkpoint_due(epoch):
-                save_checkpoint(
-                    self.engine,
-                    self.folder / "checkpoints",
-                    step=self.step,
-                    state={"stream": self.stream.state_dict()},
-                    ranks=self.ranks,
-                    keep=self.config.keep_checkpoints,
-                )
+            stopped = self._train_epoch()
+            if self.stream.epoch > epoch or self.step == self.total_steps:
+                self.watchdog.progress("validation")
+                average_buffers(self.engine.module, self.ranks.world_size)
+                divergence = self._validate(epoch)
+                if stopped or self._is_epoch_saved(epoch):
+                    self._save(divergence)
+            elif stopped:
+                self._save()
         self.stream.close()
-        self._export()
+        finished = self.step == self.total_steps
+        if finished:
+            self.watchdog.progress("the export of the student")
+            self._export()
         if self.log:
             self.log.close()
+            if stopped:
+                self.stop.answered()
+            if not finished:
+                log.info("stopped at step %d of %d, as asked; start it again to go on", self.step, self.total_steps)
+        return finished
 
-    def _is_checkpoint_due(self, epoch: int) -> bool:
+    def _is_epoch_saved(self, epoch: int) -> bool:
         every = self.config.checkpoint_every_epochs
         return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
 
+    def _save(self, validation_kl: float | None = None) -> None:
+        self.watchdog.progress("saving a checkpoint")
+        save_checkpoint(
+            self.engine,
+            self.folder / "checkpoints",
+            step=self.step,
+            state={
+                "stream": self.stream.state_dict(),
+                "skipped": self.skipped.state_dict(),
+                "validation_kl": validation_kl,
+            },
+            ranks=self.ranks,
+            keep=Keep(last=self.config.keep_checkpoints, every_steps=self.config.keep_every_steps),
+        )
+
     def _phase(self) -> AbstractContextManager[None]:
-        """What the coming epoch's steps are to be done in."""
+        """What the coming step is to be done in; no checkpoint may be saved within it, since parts are frozen."""
         self.engine.train()
         if self.step < self.frozen_steps:
             return frozen_backbone(self.engine.module)
@@ -170,10 +223,12 @@ class _Run:
             restart_optimizer(self.engine)
         return nullcontext()
 
-    def _train_epoch(self) -> None:
-        """Steps to the end of the epoch, or of the run."""
+    def _train_epoch(self) -> bool:
+        """Steps to the end of the epoch, or of the run, or to a stop request; whether it was one."""
         clock = StepClock()
         losses: list[torch.Tensor] = []
+        samples = 0
+        self.watchdog.progress(f"step {self.step + 1}")
         for micro_batches in self.stream:
             clock.data_arrived(sum(len(batch.rows) for batch in micro_batches))
             # Drop path and dropout depend on (seed, step, rank) alone: a resumed run draws what it would have drawn.
@@ -187,37 +242,63 @@ class _Run:
             set_learning_rate(self.engine, rate, head_only=self.step < self.frozen_steps)
             if self.config.optimizer.ema_decay:
                 set_ema_decay(self.engine, decay_of_step(self.step, self.config.optimizer.ema_decay))
-            losses += [self._forward_and_backward(batch) for batch in micro_batches]
+            with self._phase():
+                losses_of_samples = [self._forward_and_backward(batch) for batch in micro_batches]
+            losses += [one.mean() for one in losses_of_samples]
+            samples += sum(checksum(batch.rows) for batch in micro_batches)
             self.step += 1
+            self._count_if_skipped(micro_batches, losses_of_samples)
             clock.step_done()
             epoch_ended = self.stream.step == 0
             if self.step % self.config.log_every_steps == 0 or epoch_ended or self.step == self.total_steps:
-                self._log_steps(losses, rate, clock)
-                losses = []
-            if self.step == self.total_steps:
-                return
+                self._log_steps(losses, rate, clock, samples)
+                losses, samples = [], 0
+            stopped = self.stop.agreed(self.engine.device, looks_for_file=self.ranks.is_first)
+            if stopped or epoch_ended or self.step == self.total_steps:
+                return stopped
+            every = self.config.checkpoint_every_steps
+            if every and self.step % every == 0:
+                self._save()
+                clock.step_done()
+            self.watchdog.progress(f"step {self.step + 1}")
+        raise AssertionError("a stream ends with its epoch")
+
+    def _count_if_skipped(self, batches: list[Batch], losses: list[torch.Tensor]) -> None:
+        """See whether the step changed the weights. Raises UserError after too many that did not."""
+        self.skipped.add(was_applied=self.engine.was_step_applied())
+        if not self.skipped.in_a_row:
+            return
+        keys = self.view.split("train").rows["key"]
+        rows = [row for batch in batches for row in batch.rows.tolist()]
+        found = gather_suspects(torch.cat(losses), [keys[row].as_py() for row in rows], self.ranks)
+        if self.skipped.are_too_many():
+            raise too_many(self.skipped.in_a_row, self.step, describe(*found))
+        if self.ranks.is_first:
+            log.warning("step %d was skipped: %s", self.step, describe(*found))
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
-        """One micro-batch; the engine steps its optimizer with the last of a step. Returns the loss, detached."""
+        """One micro-batch; the engine steps its optimizer with the last of a step. Returns its samples' losses."""
         pixels = self._pixels(batch)
         targets = batch.targets.to(pixels.device)
         if self.config.mixup:
             share = draw_share(self.config.mixup)
             logits = self.engine(mix_with_reversed(pixels, share))
-            loss = (share * self.loss(logits, targets) + (1 - share) * self.loss(logits, targets.flip(0))).mean()
+            losses = share * self.loss(logits, targets) + (1 - share) * self.loss(logits, targets.flip(0))
         else:
-            loss = self.loss(self.engine(pixels), targets).mean()
-        self.engine.backward(loss)
+            losses = self.loss(self.engine(pixels), targets)
+        self.engine.backward(losses.mean())
         self.engine.step()
-        return loss.detach()
+        return losses.detach()
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         pixels = batch.pixels.to(self.engine.device, non_blocking=True)
         return self.normalise(pixels).to(self.dtype)
 
-    def _log_steps(self, losses: list[torch.Tensor], rate: float, clock: StepClock) -> None:
+    def _log_steps(self, losses: list[torch.Tensor], rate: float, clock: StepClock, samples: int) -> None:
         loss = torch.stack(losses).mean()
         dist.all_reduce(loss)
+        all_samples = torch.tensor(samples, device=loss.device)
+        dist.all_reduce(all_samples)
         timing = clock.read()
         if self.log:
             values = {
@@ -228,14 +309,16 @@ class _Run:
                 "data_wait_share": timing["data_wait_share"],
                 "memory_gib": memory_gib(),
                 "damaged": self.stream.num_damaged,
+                "skipped": self.skipped.total,
+                "samples": all_samples.item(),
             }
             self.log.write("step", self.step, values)
 
     @torch.no_grad()
-    def _validate(self, epoch: int) -> None:
-        """Against the teacher, on the view's val split: every sample once over all ranks."""
+    def _validate(self, epoch: int) -> float | None:
+        """Against the teacher, on the view's val split: every sample once over all ranks. Returns the divergence."""
         if not self.view.description["counts"]["splits"]["val"]:
-            return
+            return None
         student = self._averaged_student() if self.config.optimizer.ema_decay else self.engine
         student.eval()
         stream = EvalStream(
@@ -254,7 +337,9 @@ class _Run:
             sums += self._validation_sums(student, batch)
         dist.all_reduce(sums)
         num_samples, loss, divergence, agreeing = sums.tolist()
-        if self.log and num_samples:
+        if not num_samples:
+            return None
+        if self.log:
             values = {
                 "epoch": epoch,
                 "loss": loss / num_samples,
@@ -262,6 +347,7 @@ class _Run:
                 "teacher_agreement": agreeing / num_samples,
             }
             self.log.write("validation", self.step, values)
+        return divergence / num_samples
 
     def _validation_sums(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits = student(self._pixels(batch)).float()
@@ -311,6 +397,7 @@ class _Run:
 _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
+    "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
     "allow_forgotten",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
