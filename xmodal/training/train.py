@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import xmodal
 from shards.batches import Batch, Normaliser
 from shards.errors import UserError
 from shards.json_object import parse_json_object
@@ -25,6 +24,7 @@ from xmodal.students import InputSpec, create_student, export_student, input_spe
 from xmodal.training.agreement import gather_objects, require_agreement, versions
 from xmodal.training.checkpoint import Keep, committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
+from xmodal.training.costs import PASSES, device_peak, forward_flops, utilisation
 from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
@@ -41,6 +41,7 @@ from xmodal.training.engine import (
 from xmodal.training.losses import DistillationLoss, teacher_entropy
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
+from xmodal.training.provenance import last_validation, provenance_of
 from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_process_group
 from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
@@ -137,6 +138,9 @@ class _Run:
             world_size=ranks.world_size,
             max_grad_norm=config.optimizer.max_grad_norm,
         )
+        self.peak = config.peak_tflops * 1e12 or device_peak()
+        # Before there is an engine: ZeRO 3 takes the weights out of the model.
+        self.flops = forward_flops(model, self.spec.size) if self.peak and ranks.is_first else None
         self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
         limit_waiting(config.peer_timeout)
         self.dtype = next(self.engine.module.parameters()).dtype
@@ -306,6 +310,7 @@ class _Run:
                 "grad_norm": gradient_norm(self.engine),
                 "lr": rate,
                 "images_per_second": timing["images_per_second"] * self.ranks.world_size,
+                "mfu": self._mfu(timing["images_per_second"]),
                 "data_wait_share": timing["data_wait_share"],
                 "memory_gib": memory_gib(),
                 "damaged": self.stream.num_damaged,
@@ -313,6 +318,14 @@ class _Run:
                 "samples": all_samples.item(),
             }
             self.log.write("step", self.step, values)
+
+    def _mfu(self, images_per_second: float) -> float | None:
+        """Of this rank, as all others; None where the device's peak is not known."""
+        if not self.peak or not self.flops:
+            return None
+        # A frozen backbone has a forward pass alone.
+        passes = PASSES if self.step > self.frozen_steps else 1
+        return utilisation(images_per_second, passes * self.flops, self.peak)
 
     @torch.no_grad()
     def _validate(self, epoch: int) -> float | None:
@@ -378,12 +391,14 @@ class _Run:
         if not self.ranks.is_first:
             return
         model = self._student(weights)
-        provenance = {
-            "xmodal": xmodal.__version__,
-            "view_fingerprint": self.view.fingerprint,
-            "steps": self.step,
-            "config": asdict(self.config),
-        }
+        provenance = provenance_of(
+            asdict(self.config),
+            view_fingerprint=self.view.fingerprint,
+            view_counts=self.view.description["counts"],
+            steps=self.step,
+            weights="ema" if self.config.optimizer.ema_decay else "raw",
+            validation=last_validation(self.folder, self.step),
+        )
         export_student(
             model,
             str(self.folder / "student"),
@@ -398,6 +413,7 @@ _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
+    "peak_tflops",
     "allow_forgotten",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",

@@ -1,0 +1,46 @@
+"""`--dry-run` through the launchers: says everything, leaves nothing."""
+
+import re
+
+import pytest
+from launchers import TINY_MODEL_ARGS, launch, settings
+
+from xmodal.students import StudentConfig, create_student
+from xmodal.training.costs import num_parameters, rank_memory
+
+NUM_PARAMETERS = num_parameters(
+    create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS))
+)
+
+
+@pytest.mark.parametrize(("launcher", "ranks"), [("python", 1), ("deepspeed", 2)])
+def test_a_dry_run_says_what_a_run_would_do_and_leaves_nothing(small_view, tmp_path, launcher, ranks):
+    output = tmp_path / "run"
+    more = "--epochs=3", "--frozen_epochs=1", "--micro_batch_size=4", "--optimizer.ema_decay=0.9", "--peak_tflops=0.5"
+    done = launch(launcher, settings(small_view, output, *more, "--dry-run"))
+    assert done.returncode == 0, done.stdout
+    assert list(tmp_path.iterdir()) == []
+    said = done.stdout
+    assert "  global_batch_size: 16\n" in said
+    assert f"  gradient_accumulation_steps: {4 // ranks}\n" in said
+    assert f"vit_tiny_patch16_224, {NUM_PARAMETERS:,} parameters, 32 by 32 pixels" in said
+    assert "27, 9 an epoch of 158 samples" in said
+    assert re.search(r"MFU [0-9.]+% of 0.5 TFLOP/s", said)
+    assert re.search(r"all steps +0:00:\d\d ", said)
+    table = {
+        int(stage): [float(cell) for cell in re.findall(r"\d+\.\d\d", line)]
+        for stage, line in re.findall(r"^ZeRO (\d)(.*)$", said, re.MULTILINE)
+    }
+    assert sorted(table) == [0, 1, 2, 3]
+    assert len(table[0]) == (3 if ranks == 1 else 4)
+    of_bucket = rank_memory(
+        NUM_PARAMETERS, stage=1, world_size=1, has_average=True, activations=0, bucket_elements=50_000_000
+    ).total  # fmt: skip
+    assert table[1][0] == pytest.approx(of_bucket / 2**30, abs=0.02)
+
+
+def test_a_dry_run_refuses_what_a_run_would(small_view, tmp_path):
+    done = launch("python", settings(small_view, tmp_path / "run", "--micro_batch_size=5", "--dry-run"))
+    assert done.returncode == 2
+    assert "micro_batch_size: 5 does not divide" in done.stdout
+    assert "Traceback" not in done.stdout

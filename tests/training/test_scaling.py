@@ -1,0 +1,40 @@
+"""The arithmetic of docs/scaling.md, and that the page has what it gives."""
+
+from pathlib import Path
+
+import pytest
+
+from xmodal.training.scaling import Node, Student, Work, plan, with_tables
+
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
+VIT_L16 = Student(name="ViT-L/16", num_parameters=303_304_707, forward_flops=123_107_383_296)
+
+
+def test_the_page_has_the_numbers_of_the_code():
+    text = PAGE.read_text()
+    assert text.count("<!-- table") == text.count("<!-- end -->") == 4
+    assert with_tables(text) == text
+
+
+def test_a_plan_is_what_one_works_out_by_hand():
+    made = plan(VIT_L16, 100_000_000, Node(), Work())
+    # 5e8 images of 369.3 GFLOP at 0.4 · 989 TFLOP/s take 466,800 s.
+    assert made.gpu_hours == pytest.approx(466_800 / 3600, rel=1e-3)
+    assert made.num_nodes == 1
+    assert made.hours == pytest.approx(16.2, abs=0.05)
+    assert made.dataset == 10e12
+    # 8 · 1,071 images/s · 100 kB.
+    assert made.node_read == pytest.approx(0.857e9, rel=1e-3)
+
+
+def test_more_nodes_need_no_more_of_each():
+    few, many = (plan(VIT_L16, number, Node(), Work()) for number in (1_000_000_000, 10_000_000_000))
+    assert few.num_nodes == 7
+    assert many.num_nodes == 68
+    assert few.storage_share == many.storage_share
+    assert few.exchange_share == pytest.approx(many.exchange_share, rel=0.02)
+
+
+def test_between_nodes_the_network_is_the_first_bottleneck():
+    assert plan(VIT_L16, 1_000_000_000, Node(), Work()).first_bottleneck == "exchange of gradients"
+    assert plan(VIT_L16, 1_000_000, Node(), Work()).first_bottleneck == "S3"

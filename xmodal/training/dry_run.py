@@ -1,0 +1,298 @@
+"""`xmodal train --dry-run`: what a run would do and cost, with the time of a step that is really done."""
+
+import logging
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from shards.stream import TrainStream
+from shards.view import open_view, target_array
+from xmodal.curation.forgotten import refuse_forgotten
+from xmodal.labels import CLASSES
+from xmodal.students import create_student, input_spec
+from xmodal.training.checkpoint import committed_steps
+from xmodal.training.config import TrainConfig
+from xmodal.training.costs import (
+    BUCKET_ELEMENTS,
+    PASSES,
+    PASSES_RECOMPUTED,
+    RankMemory,
+    activation_bytes,
+    device_peak,
+    forward_flops,
+    num_parameters,
+    rank_memory,
+    utilisation,
+)
+from xmodal.training.engine import create_engine, micro_batches_per_step, resolve_deepspeed_config
+from xmodal.training.losses import DistillationLoss
+from xmodal.training.ranks import Ranks, limit_waiting, start_process_group
+from xmodal.training.step_log import memory_gib
+from xmodal.training.train import check_pinned_config
+
+WORLD_SIZES = (1, 8, 64)
+"""Numbers of ranks that memory is estimated for, besides the run's own."""
+LONG_STEP = 5.0
+"""Seconds; steps that take longer are measured once, others five times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run would do and cost."""
+
+    config: TrainConfig
+    deepspeed: dict[str, Any]
+    """DeepSpeed's config with all values filled in."""
+    num_parameters: int
+    size: int
+    flops: int | None
+    """Of one forward pass of one image."""
+    num_samples: int
+    steps_per_epoch: int
+    total_steps: int
+    frozen_steps: int
+    world_size: int
+    micro_batches: int
+    micro_batch_size: int
+    device: str
+    memory: dict[int, dict[int, RankMemory]]
+    """By ZeRO stage and number of ranks."""
+    memory_gib: float
+    """Most that this rank has held while it was measured; on a CPU with all of Python."""
+    pass_seconds: float
+    """Of the forward and backward pass of a micro-batch."""
+    update_seconds: float
+    """Of the optimizer."""
+    peak: float | None
+
+    @property
+    def step_seconds(self) -> float:
+        """Of an optimizer step with all of its micro-batches."""
+        return self.micro_batches * self.pass_seconds + self.update_seconds
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all ranks."""
+        return self.config.global_batch_size / self.step_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps; with a frozen backbone there is a forward pass alone."""
+        frozen = min(self.frozen_steps, self.total_steps)
+        saved = frozen * self.micro_batches * self.pass_seconds * (1 - 1 / PASSES)
+        return self.total_steps * self.step_seconds - saved
+
+
+def dry_run(config: TrainConfig) -> DryRun | None:
+    """Make the engine, do a few steps on random pictures, and write nothing. None on other ranks than the first.
+
+    Raises UserError for what `train` would refuse before its first step.
+    """
+    view = open_view(config.view)
+    if not config.allow_forgotten:
+        refuse_forgotten(view)
+    if committed_steps(Path(config.output, "checkpoints")):
+        check_pinned_config(Path(config.output), config)
+    ranks = start_process_group(config.peer_timeout)
+    try:
+        if not ranks.is_first:
+            logging.getLogger().setLevel(logging.WARNING)
+        model = create_student(config.student)
+        spec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
+        micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
+        stream = TrainStream(
+            view,
+            config=config.stream,
+            size=spec.size,
+            augment=config.augment,
+            global_batch_size=config.global_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            micro_batches=micro_batches,
+        )
+        resolved = resolve_deepspeed_config(
+            config.deepspeed,
+            global_batch_size=config.global_batch_size,
+            micro_batches=micro_batches,
+            world_size=ranks.world_size,
+            max_grad_norm=config.optimizer.max_grad_norm,
+        )
+        micro_batch_size = stream.micro_batch_size
+        # Before there is an engine: ZeRO 3 takes the weights out of the model.
+        num_weights, flops = num_parameters(model), forward_flops(model, spec.size)
+        dtype = _dtype(resolved)
+        activations = activation_bytes(model, spec.size, micro_batch_size, dtype)
+        of_one_micro_batch = {
+            **resolved,
+            "train_batch_size": micro_batch_size * ranks.world_size,
+            "gradient_accumulation_steps": 1,
+        }
+        engine = create_engine(model, config.optimizer, of_one_micro_batch, config.deepspeed)
+        limit_waiting(config.peer_timeout)
+        loss = DistillationLoss(config.loss, lambda: torch.from_numpy(target_array(view.split("train").rows)))
+        pass_seconds, update_seconds = _measure(engine, loss, micro_batch_size, spec.size, dtype)
+        if not ranks.is_first:
+            return None
+        schedule_steps = config.epochs * stream.steps_per_epoch
+        return DryRun(
+            config=config,
+            deepspeed=resolved,
+            num_parameters=num_weights,
+            size=spec.size,
+            flops=flops,
+            num_samples=stream.num_samples,
+            steps_per_epoch=stream.steps_per_epoch,
+            total_steps=min(schedule_steps, config.max_steps or schedule_steps),
+            frozen_steps=config.frozen_epochs * stream.steps_per_epoch,
+            world_size=ranks.world_size,
+            micro_batches=micro_batches,
+            micro_batch_size=micro_batch_size,
+            device=torch.cuda.get_device_name() if torch.cuda.is_initialized() else "CPU",
+            memory=_memory(config, resolved, num_weights, activations or 0, dtype, ranks),
+            memory_gib=memory_gib(),
+            pass_seconds=pass_seconds,
+            update_seconds=update_seconds,
+            peak=config.peak_tflops * 1e12 or device_peak(),
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def _dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if deepspeed_config.get(name, {}).get("enabled"):
+            return dtype
+    return torch.float32
+
+
+def _measure(
+    engine: Any, loss: DistillationLoss, batch_size: int, size: int, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Seconds of a forward and backward pass, and of an optimizer step: medians, after a first one that warms up."""
+    pixels = torch.rand(batch_size, 3, size, size).to(engine.device, dtype)
+    targets = torch.full((batch_size, len(CLASSES)), 1 / len(CLASSES), device=engine.device)
+    engine.train()
+    first = _timed_step(engine, loss, pixels, targets)
+    # All ranks do equally many, or they would wait for each other for ever.
+    repeats = torch.tensor(5 if sum(first) < LONG_STEP else 1, device=engine.device)
+    dist.broadcast(repeats, src=0)
+    times = [_timed_step(engine, loss, pixels, targets) for _ in range(int(repeats.item()))]
+    return statistics.median(one for one, _ in times), statistics.median(other for _, other in times)
+
+
+def _timed_step(
+    engine: Any, loss: DistillationLoss, pixels: torch.Tensor, targets: torch.Tensor
+) -> tuple[float, float]:
+    start = time.perf_counter()
+    engine.backward(loss(engine(pixels), targets).mean())
+    _wait_for_device()
+    middle = time.perf_counter()
+    engine.step()
+    _wait_for_device()
+    return middle - start, time.perf_counter() - middle
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _memory(
+    config: TrainConfig,
+    deepspeed_config: dict[str, Any],
+    num_weights: int,
+    activations: int,
+    dtype: torch.dtype,
+    ranks: Ranks,
+) -> dict[int, dict[int, RankMemory]]:
+    zero = deepspeed_config["zero_optimization"]
+    # Where none is given, ZeRO takes 500 million; without ZeRO there is none, and the other stages are as in our files.
+    bucket = zero.get("reduce_bucket_size", 500_000_000 if zero["stage"] else BUCKET_ELEMENTS)
+    return {
+        stage: {
+            world_size: rank_memory(
+                num_weights,
+                stage=stage,
+                world_size=world_size,
+                has_average=bool(config.optimizer.ema_decay),
+                activations=activations,
+                bucket_elements=int(bucket),
+                weight_bytes=dtype.itemsize,
+            )
+            for world_size in sorted({ranks.world_size, *WORLD_SIZES})
+        }
+        for stage in range(4)
+    }
+
+
+def dry_run_text(found: DryRun) -> str:
+    """All of it, as lines."""
+    lines = [
+        "config",
+        *_indented(yaml.safe_dump(_plain(asdict(found.config)), sort_keys=False)),
+        "",
+        f"DeepSpeed, from {found.config.deepspeed}",
+        *_indented(yaml.safe_dump(found.deepspeed, sort_keys=False)),
+        "",
+    ]
+    rows = list(_rows(found))
+    width = max(len(name) for name, _ in rows)
+    lines += [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join([*lines, "", *_memory_lines(found), "", "A dry run: nothing was written."])
+
+
+def _rows(found: DryRun) -> Iterator[tuple[str, str]]:
+    student = found.config.student
+    yield "student", f"{student.model}, {found.num_parameters:,} parameters, {found.size} by {found.size} pixels"
+    if found.flops:
+        trained = f"{PASSES * found.flops / 1e9:.4g} GFLOP an image in training"
+        if student.gradient_checkpointing:
+            trained += f" ({PASSES_RECOMPUTED * found.flops / 1e9:.4g} with what gradient checkpointing does twice)"
+        yield "operations", trained
+    accumulated = f"{found.micro_batches} of {found.micro_batch_size} a rank"
+    yield "global batch", f"{found.config.global_batch_size} images: {accumulated}, {found.world_size} ranks"
+    yield "steps", f"{found.total_steps:,}, {found.steps_per_epoch:,} an epoch of {found.num_samples:,} samples"
+    yield (
+        "a step here",
+        f"{found.step_seconds:.3g} s on {found.device}: {found.micro_batches} times {found.pass_seconds:.3g} s of "
+        f"passes, {found.update_seconds:.3g} s of the optimizer",
+    )
+    speed = f"{found.images_per_second:.4g} images/s"
+    if found.peak and found.flops:
+        share = utilisation(found.images_per_second / found.world_size, PASSES * found.flops, found.peak)
+        speed += f", MFU {share:.1%} of {found.peak / 1e12:.4g} TFLOP/s"
+    yield "speed", speed
+    yield "memory here", f"{found.memory_gib:.2f} GiB at most so far"
+    duration = timedelta(seconds=round(found.seconds))
+    yield "all steps", f"{duration} (h:mm:ss), without waiting for data, validation and checkpoints"
+
+
+def _memory_lines(found: DryRun) -> Iterator[str]:
+    world_sizes = list(found.memory[0])
+    yield f"GiB a rank, estimated, with {found.micro_batch_size} images a pass"
+    yield "       " + "".join(f"{f'{number} ranks' if number > 1 else '1 rank':>10}" for number in world_sizes)
+    mine = found.deepspeed["zero_optimization"]["stage"]
+    for stage, by_world_size in found.memory.items():
+        cells = "".join(f"{memory.total / 2**30:>10.2f}" for memory in by_world_size.values())
+        yield f"ZeRO {stage} {cells}" + ("  this run's" if stage == mine else "")
+    passes = found.memory[mine][found.world_size].passes / 2**30
+    yield f"of this run's, {passes:.2f} are activations or, where those are more, gradients in float32"
+
+
+def _plain(value: Any) -> Any:
+    """As YAML has it."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
