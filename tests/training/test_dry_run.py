@@ -1,12 +1,17 @@
 """`--dry-run` through the launchers: says everything, leaves nothing."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from launchers import TINY_MODEL_ARGS, launch, settings
 
+from shards.errors import UserError
 from xmodal.students import StudentConfig, create_student
+from xmodal.training.config import TrainConfig
 from xmodal.training.costs import num_parameters, rank_memory
+from xmodal.training.dry_run import dry_run
+from xmodal.training.train import pin_config
 
 NUM_PARAMETERS = num_parameters(
     create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS))
@@ -40,7 +45,11 @@ def test_a_dry_run_says_what_a_run_would_do_and_leaves_nothing(small_view, tmp_p
 
 
 def test_a_dry_run_refuses_what_a_run_would(small_view, tmp_path):
-    done = launch("python", settings(small_view, tmp_path / "run", "--micro_batch_size=5", "--dry-run"))
-    assert done.returncode == 2
-    assert "micro_batch_size: 5 does not divide" in done.stdout
-    assert "Traceback" not in done.stdout
+    with pytest.raises(UserError, match="no-view"):
+        dry_run(TrainConfig(view=str(tmp_path / "no-view"), output=str(tmp_path / "run")))
+    (tmp_path / "run" / "checkpoints" / "step-00000009").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step-00000009" / "commit.json").write_text("{}")
+    begun = TrainConfig(view=str(small_view), output=str(tmp_path / "run"))
+    pin_config(tmp_path / "run", begun)
+    with pytest.raises(UserError, match="this run was begun with 10, not 3"):
+        dry_run(replace(begun, epochs=3))

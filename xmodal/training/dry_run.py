@@ -258,7 +258,7 @@ def _rows(found: DryRun) -> Iterator[tuple[str, str]]:
             trained += f" ({PASSES_RECOMPUTED * found.flops / 1e9:.4g} with what gradient checkpointing does twice)"
         yield "operations", trained
     accumulated = f"{found.micro_batches} of {found.micro_batch_size} a rank"
-    yield "global batch", f"{found.config.global_batch_size} images: {accumulated}, {found.world_size} ranks"
+    yield "global batch", f"{found.config.global_batch_size} images: {accumulated}, {_ranks(found.world_size)}"
     yield "steps", f"{found.total_steps:,}, {found.steps_per_epoch:,} an epoch of {found.num_samples:,} samples"
     yield (
         "a step here",
@@ -278,13 +278,17 @@ def _rows(found: DryRun) -> Iterator[tuple[str, str]]:
 def _memory_lines(found: DryRun) -> Iterator[str]:
     world_sizes = list(found.memory[0])
     yield f"GiB a rank, estimated, with {found.micro_batch_size} images a pass"
-    yield "       " + "".join(f"{f'{number} ranks' if number > 1 else '1 rank':>10}" for number in world_sizes)
+    yield "       " + "".join(f"{_ranks(number):>10}" for number in world_sizes)
     mine = found.deepspeed["zero_optimization"]["stage"]
     for stage, by_world_size in found.memory.items():
         cells = "".join(f"{memory.total / 2**30:>10.2f}" for memory in by_world_size.values())
         yield f"ZeRO {stage} {cells}" + ("  this run's" if stage == mine else "")
     passes = found.memory[mine][found.world_size].passes / 2**30
     yield f"of this run's, {passes:.2f} are activations or, where those are more, gradients in float32"
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
 
 
 def _plain(value: Any) -> Any:
