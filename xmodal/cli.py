@@ -448,7 +448,7 @@ def _print_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
 def _start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # They speak at INFO of every step that they take.
-    for name in ("httpx", "urllib3", "botocore", "filelock", "accelerate", "timm", "DeepSpeed"):
+    for name in ("httpx", "httpx2", "urllib3", "botocore", "filelock", "accelerate", "timm", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Warns, whenever DeepSpeed is imported, that a machine without a GPU has none.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -2,9 +2,6 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +11,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from launchers import ROOT, launch, settings
+from launchers import launch, settings
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
@@ -164,7 +161,10 @@ class HubHandler(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers["Authorization"])
         if self.path == "/api/repos/create":
             self.server.created.append(json.loads(body))
-            self.answer({"url": f"{self.server.url}/somebody/student"})
+            if self.server.created[-1].get("organization") != "somebody":
+                self.send_error(403, "Forbidden")
+            else:
+                self.answer({"url": f"{self.server.url}/somebody/student"})
         elif self.path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
         elif self.path == "/api/models/somebody/student/preupload/main":
@@ -200,28 +200,26 @@ def hub() -> Iterator[Hub]:
         thread.join()
 
 
-def push(hub: Hub, run: Path, output: Path, name: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "xmodal.cli", "export", str(run), str(output), "--push-to-hub", name],
-        cwd=ROOT,
-        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture
+def hub_url(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    return hub.url
 
 
-def test_the_folder_is_pushed_to_a_private_repository(hub, plain, tmp_path):
-    done = push(hub, plain, tmp_path / "out", "somebody/student")
-    assert done.returncode == 0, done.stderr
-    assert f"{hub.url}/somebody/student" in done.stdout
-    assert hub.created[0]["private"] is True
+def test_the_folder_is_pushed_to_a_private_repository(hub, hub_url, plain, tmp_path, capsys):
+    assert cli.main(["export", str(plain), str(tmp_path / "out"), "--push-to-hub", "somebody/student"]) == 0
+    assert f"{hub_url}/somebody/student" in capsys.readouterr().out
+    assert hub.created[0]["visibility"] == "private"
     assert hub.tokens == {"Bearer hf_test"}
     assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
-def test_a_hub_that_refuses_is_told_in_two_lines(hub, plain, tmp_path):
-    done = push(hub, plain, tmp_path / "out", "nobody/student")
-    assert done.returncode == 2
-    assert "push_to_hub: nobody/student" in done.stderr
-    assert len([line for line in done.stderr.splitlines() if not line.startswith(("0", "1", "2"))]) == 2
+def test_a_hub_that_refuses_is_told_in_two_lines(hub_url, plain, tmp_path, capsys):
+    assert cli.main(["export", str(plain), str(tmp_path / "out"), "--push-to-hub=nobody/student"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("xmodal: push_to_hub: nobody/student: ")
+    assert "403" in told[0] or "404" in told[0]
+    assert "HF_TOKEN" in told[1]

@@ -1,5 +1,6 @@
 """What a student says of where it comes from: plain values, without a path of the machine that trained it."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def provenance_of(
         "steps": steps,
         "weights": weights,
         "validation": validation,
-        "config": settings,
+        "config": json.loads(json.dumps(settings)),  # a config's tuples are lists where it was read from a file
     }
 
 
