@@ -12,7 +12,8 @@ demo: setup
 	@$(BIN)/xmodal demo
 
 test: setup
-	@$(BIN)/pytest
+	@# By files: what a file's tests share (a Ray, an S3 server) is started once. Most of the time is spent waiting.
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "lint: run '$(BIN)/ruff format .'"; exit 1; }

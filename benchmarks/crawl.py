@@ -6,8 +6,10 @@ Four cases: `originals` (bytes kept, no checks, no hashes), `resized` (to 512 pi
 (ours decodes every picture to its end and stores sha256 and PDQ; img2dataset does what it does with originals), and
 `faulty` (originals, where 1 % of the URLs never answer and 5 % answer 503 the first time). Both have two processes, the
 same time-out and the same number of tries. `img2dataset, undecoded` is img2dataset with `disable_all_reencoding`, which
-looks at nothing of what it stores; in the cases above it decodes every picture. `img2dataset, 256 threads`, in the case
-`faulty`, has its own default of threads instead of `--threads`: what never answers holds up a thread each.
+looks at nothing of what it stores; in the cases above it decodes every picture.
+
+In the case `faulty`, where what never answers holds up a thread each, img2dataset has its own default of 256 threads
+instead of `--threads`, and both have three times as many URLs: of a short run, the last time-outs are most.
 
 Rates are from the first shard's begin to the last one's end, without the start of Python, for which each has its own
 count. Seconds of the processor are those of all processes of a contender, less those of a run over a few pictures;
@@ -46,8 +48,8 @@ from peers_environment import FOLDER, environment_of_peers, versions_of_peers
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-OURS, PEER, UNDECODED, MANY_THREADS = "xmodal", "img2dataset", "img2dataset, undecoded", "img2dataset, 256 threads"
-MORE = {"originals": [UNDECODED], "faulty": [MANY_THREADS]}
+OURS, PEER, UNDECODED = "xmodal", "img2dataset", "img2dataset, undecoded"
+MORE = {"originals": [UNDECODED]}
 """Of img2dataset, for a case."""
 PINS = {"img2dataset": "1.47.0"}
 CASES = ("originals", "resized", "checked", "faulty")
@@ -55,6 +57,8 @@ SIZES = [(320, 240)] * 5 + [(600, 450)] * 10 + [(1024, 768)] * 4 + [(1600, 1200)
 """Of the pictures that are served, again and again."""
 STALLED_OF, ONCE_503_OF = 100, 20
 """One in so many."""
+FAULTY_URLS, FAULTY_THREADS = 3, 256
+"""In the case `faulty`: times as many URLs, and the threads of each of img2dataset's processes."""
 MAX_SIDE = 512
 RATE, CPU, MEMORY = "images_per_second", "cpu_seconds_per_1000_images", "peak_mib"
 NUM_PROCESSES = 2
@@ -99,8 +103,8 @@ def main() -> None:
     work = (
         f"{setting.num_urls} URLs a round and case, {len(SIZES) * NUM_OF_EACH} JPEGs that differ, of "
         f"{mean_bytes / 1000:.0f} kB in the mean and 320x240 to 1600x1200 pixels, {NUM_PROCESSES} processes, "
-        f"img2dataset with {setting.threads} threads each unless said otherwise, time-out {setting.timeout} s, "
-        "two tries in the case faulty"
+        f"img2dataset with {setting.threads} threads each, time-out {setting.timeout} s; in the case faulty "
+        f"{FAULTY_URLS} times as many URLs, two tries, and {FAULTY_THREADS} threads"
     )
     packages = ("aiohttp", "numpy", "pillow", "xmodal")
     document = report_file.report("crawl", work, packages, results, ratios(results))
@@ -153,6 +157,8 @@ def run_case(
 ) -> None:
     """Add the figures of a case; the contenders take turns, and another one begins each round."""
     names = [*contenders, *(MORE.get(case, []) if PEER in contenders else [])]
+    if case == "faulty":
+        setting = dataclasses.replace(setting, num_urls=FAULTY_URLS * setting.num_urls)
     few = dataclasses.replace(setting, num_urls=NUM_FEW)
     cpu_of_start = {name: run_contender(name, case, few, "start").cpu_seconds for name in names}
     for number in range(rounds):
@@ -199,7 +205,7 @@ def run_contender(name: str, case: str, setting: Setting, label: str) -> Run:
         "case": case,
         "timeout": setting.timeout,
         "tries": 2 if case == "faulty" else 1,
-        "threads": 256 if name == MANY_THREADS else setting.threads,
+        "threads": FAULTY_THREADS if case == "faulty" else setting.threads,
         "undecoded": name == UNDECODED,
     }
     python, script = (sys.executable, "crawl_ours.py") if name == OURS else (setting.peers, "crawl_peers.py")
@@ -218,11 +224,10 @@ def run_contender(name: str, case: str, setting: Setting, label: str) -> Run:
     if process.returncode:
         raise SystemExit(f"{name}, {case}:\n{output[-4000:]}")
     cpu_seconds = cpu_seconds_of_children() - cpu_before
-    pictures = read_pictures(folder / "out")
-    check_work(name, case, setting, pictures)
+    num_pictures = check_work(name, case, setting, read_pictures(folder / "out"))
     shutil.rmtree(folder)
     return Run(
-        num_pictures=len(pictures),
+        num_pictures=num_pictures,
         seconds=json.loads(output.rstrip().rpartition("\n")[2])["seconds"],
         cpu_seconds=cpu_seconds,
         peak_bytes=peak_bytes,
@@ -263,36 +268,42 @@ def watch_memory(process: "subprocess.Popen[bytes]") -> int:
     return peak
 
 
-def read_pictures(folder: Path) -> list[bytes]:
+def read_pictures(folder: Path) -> Iterator[bytes]:
     """The encoded pictures of all tars."""
-    pictures = []
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith((".jpg", ".jpeg")):
                     content = tar.extractfile(member)
                     assert content is not None
-                    pictures.append(content.read())
-    return pictures
+                    yield content.read()
 
 
-def check_work(name: str, case: str, setting: Setting, pictures: list[bytes]) -> None:
-    """All pictures are there but those that never come: with equal bytes, or of the right size. Raises SystemExit."""
+def check_work(name: str, case: str, setting: Setting, pictures: Iterator[bytes]) -> int:
+    """All pictures are there but those that never come: with equal bytes, or of the right size. Returns how many.
+
+    Raises SystemExit.
+    """
     served = [path.read_bytes() for path in sorted((setting.folder / "pictures").iterdir())]
     expected = Counter(
         number % len(served) for number in range(setting.num_urls) if case != "faulty" or not is_stalled(number)
     )
-    if len(pictures) != expected.total():
-        raise SystemExit(f"{name}, {case}: {len(pictures)} pictures instead of {expected.total()}")
     if case == "resized":
         sizes = Counter(max(Image.open(io.BytesIO(picture)).size) for picture in pictures)
-        if max(sizes) > MAX_SIDE or sizes[MAX_SIDE] < len(pictures) / 2:
+        num_pictures = sizes.total()
+        if max(sizes) > MAX_SIDE or sizes[MAX_SIDE] < num_pictures / 2:
             raise SystemExit(f"{name}, {case}: longest sides {sizes}")
-        return
-    digests = Counter(hashlib.sha256(picture).digest() for picture in pictures)
-    wanted = Counter({hashlib.sha256(served[number]).digest(): count for number, count in expected.items()})
-    if digests != wanted:
-        raise SystemExit(f"{name}, {case}: other bytes than were served")
+    else:
+        digests = Counter(hashlib.sha256(picture).digest() for picture in pictures)
+        num_pictures = digests.total()
+        wanted = Counter({hashlib.sha256(served[number]).digest(): count for number, count in expected.items()})
+        if set(digests) - set(wanted):
+            raise SystemExit(f"{name}, {case}: other bytes than were served")
+        if digests != wanted:
+            raise SystemExit(f"{name}, {case}: {num_pictures} pictures instead of {expected.total()}, or other ones")
+    if num_pictures != expected.total():
+        raise SystemExit(f"{name}, {case}: {num_pictures} pictures instead of {expected.total()}")
+    return num_pictures
 
 
 def ratios(results: dict[str, dict[str, list[float]]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import boto3
 import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -34,7 +35,7 @@ from botocore.exceptions import (
 )
 
 from shards.errors import UserError
-from shards.storage import TEMPORARY_PREFIX, CorruptObjectError, ShortObjectError
+from shards.storage import TEMPORARY_PREFIX, CorruptObjectError, ShortObjectError, name_of_leftover
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ _REQUESTS = Config(
     read_timeout=30,
     max_pool_connections=32,
 )
+# One request holds 5 GB at most; few at once, since others need the network too.
+_PARTS = TransferConfig(multipart_chunksize=16 << 20, multipart_threshold=16 << 20, max_concurrency=4)
 _BROKEN_BODY = (HTTPClientError, IncompleteReadError, ResponseStreamingError)
 _NO_ACCESS = (NoCredentialsError, PartialCredentialsError, NoRegionError)
 _SEE_ENVIRONMENT = "check AWS_ENDPOINT_URL, AWS_REGION and the credentials in the environment or ~/.aws"
@@ -151,6 +154,19 @@ class S3Storage:
         with self._explained(name):
             self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=content, Metadata={"sha256": sha256})
 
+    def put_file(self, name: str, path: Path) -> None:
+        """Copy a local file of any size to `name`, in one step, whether or not there was one.
+
+        Raises FileNotFoundError if there is no such file.
+        """
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            with self._explained(name):
+                self.client.upload_fileobj(
+                    file, self.bucket, self._key(name), ExtraArgs={"Metadata": {"sha256": sha256}}, Config=_PARTS
+                )
+
     def delete(self, name: str) -> None:
         """Remove an object; none there is no error."""
         with self._explained(name):
@@ -190,8 +206,7 @@ class S3Storage:
         leftovers = [
             name
             for name, changed in self._listing(TEMPORARY_PREFIX)
-            if name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0] in committed
-            or (now - changed).total_seconds() >= min_age_seconds
+            if name_of_leftover(name) in committed or (now - changed).total_seconds() >= min_age_seconds
         ]
         for name in leftovers:
             self.delete(name)

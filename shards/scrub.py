@@ -15,7 +15,7 @@ from itertools import groupby
 from shards.dataset import DescribeShard, name_newest, shard_names
 from shards.errors import UserError
 from shards.generations import generation_of, next_generation, older_generations
-from shards.index import ID_FIELDS, build_index, id_text, index_name, read_index
+from shards.index import ID_FIELDS, build_index, id_text, read_index
 from shards.json_object import parse_json_object
 from shards.scrub_marker import marked_as_scrubbing
 from shards.storage import Storage
@@ -132,11 +132,7 @@ def _delete_older_generations(storage: Storage) -> list[str]:
 def _written_for(tar_name: str) -> tuple[str, ...]:
     """The names under which the writers of a shard and of its first generation begin temporary files."""
     stem = tar_name.removesuffix(".tar")
-    return tuple(
-        name
-        for one in (generation_of(stem)[0], stem)
-        for name in (*temporary_names(one), index_name(f"{one}.tar"), f"{one}.failures.jsonl")
-    )
+    return *temporary_names(generation_of(stem)[0]), *temporary_names(stem)
 
 
 def _scrub_shard(storage: Storage, name: str, tombstones: Tombstones, is_ours: bool) -> int:

@@ -4,13 +4,15 @@ Local folders are implemented here, `s3://` in `s3_storage`.
 """
 
 import errno
+import io
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from shards.errors import UserError
 
@@ -64,6 +66,13 @@ class CorruptObjectError(OSError):
     """An object whose bytes are not those that were written."""
 
 
+def name_of_leftover(name: str) -> str:
+    """What a temporary file was to become; of one that was to become a temporary file, what that was to."""
+    while name.startswith(TEMPORARY_PREFIX):
+        name = name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]
+    return name
+
+
 class Storage(Protocol):
     """A flat folder of objects with names without slashes."""
 
@@ -97,6 +106,12 @@ class Storage(Protocol):
 
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Copy a local file of any size to `name`, in one step, whether or not there was one.
+
+        Raises FileNotFoundError if there is no such file.
+        """
 
     def delete(self, name: str) -> None:
         """Remove an object; none there is no error."""
@@ -176,18 +191,37 @@ class LocalStorage:
 
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
-        temporary = self.new_temporary(name)
+        self._put(name, io.BytesIO(content))
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Copy a local file of any size to `name`, in one step, whether or not there was one.
+
+        Raises FileNotFoundError if there is no such file.
+        """
+        with open(path, "rb") as content:
+            self._put(name, content)
+
+    def _put(self, name: str, content: BinaryIO) -> None:
         with told_to_user(self.folder):
             try:
-                with open(temporary, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.folder / name)
-            except BaseException:
-                self.discard(temporary)
-                raise
+                self._replace(name, content)
+            except FileNotFoundError:
+                # Swept away, as a leftover of a name that another writer had committed by then.
+                content.seek(0)
+                self._replace(name, content)
             self._sync_folder()
+
+    def _replace(self, name: str, content: BinaryIO) -> None:
+        temporary = self.new_temporary(name)
+        try:
+            with open(temporary, "wb") as file:
+                shutil.copyfileobj(content, file, _CHUNK)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / name)
+        except BaseException:
+            self.discard(temporary)
+            raise
 
     def delete(self, name: str) -> None:
         """Remove an object; none there is no error."""
@@ -233,9 +267,11 @@ class LocalStorage:
         """
         num_dropped = 0
         for leftover in self.folder.glob(TEMPORARY_PREFIX + "*"):
-            name = leftover.name.removeprefix(TEMPORARY_PREFIX).rpartition("-")[0]
             try:
-                if name in committed or time.time() - leftover.stat().st_mtime >= min_age_seconds:
+                if (
+                    name_of_leftover(leftover.name) in committed
+                    or time.time() - leftover.stat().st_mtime >= min_age_seconds
+                ):
                     leftover.unlink()
                     num_dropped += 1
             except FileNotFoundError:  # its writer was faster

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from shards.index import IndexRows, index_metadata, write_index
+from shards.index import IndexRows, index_metadata, index_name, write_index
 from shards.storage import TEMPORARY_PREFIX, Storage, told_to_user
 from shards.tar_samples import IMAGE_EXTENSIONS
 
@@ -183,9 +183,10 @@ def recover_failures(storage: Storage, name: str, sha256: str | None = None) -> 
     storage.delete(staged)
 
 
-def temporary_names(name: str) -> tuple[str, str]:
+def temporary_names(name: str) -> tuple[str, ...]:
     """What a writer's temporary files of shard `name` stand for, as `Storage.discard_leftovers` takes it."""
-    return f"{name}.tar", f"{name}.failures"
+    tar = f"{name}.tar"
+    return tar, index_name(tar), f"{name}.failures", f"{name}.failures.jsonl"
 
 
 def _staged_failures_name(name: str, sha256: str) -> str:

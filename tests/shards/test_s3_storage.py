@@ -137,6 +137,16 @@ def test_small_and_empty_objects_are_replaced_and_deleted(storage: S3Storage) ->
     assert not storage.exists("a.json")
 
 
+def test_a_file_of_several_parts_is_put_whole_in_the_place_of_another(storage: S3Storage, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    for content in (CONTENT * 8, b"", CONTENT):
+        path.write_bytes(content)
+        storage.put_file("a.safetensors", path)
+        assert path.read_bytes() == storage.read("a.safetensors") == content
+    with pytest.raises(FileNotFoundError):
+        storage.put_file("a.safetensors", tmp_path / "none")
+
+
 def test_what_is_not_there_is_a_file_not_found_error(storage: S3Storage) -> None:
     for look in (storage.read, storage.size, lambda name: storage.read_range(name, 0, 1)):
         with pytest.raises(FileNotFoundError, match=r"/a\.tar"):

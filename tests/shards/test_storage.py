@@ -109,6 +109,16 @@ def test_replace_puts_new_content_in_the_place_of_the_old(storage: LocalStorage)
     assert os.listdir(storage.folder) == ["view.json"]
 
 
+def test_a_file_is_copied_to_the_place_of_another(storage: LocalStorage, tmp_path: Path) -> None:
+    for content in (b"old", os.urandom(3_000_000)):
+        (tmp_path / "file").write_bytes(content)
+        storage.put_file("a", tmp_path / "file")
+        assert storage.read("a") == (tmp_path / "file").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        storage.put_file("a", tmp_path / "none")
+    assert os.listdir(storage.folder) == ["a"]
+
+
 def test_a_reader_sees_all_of_the_old_or_all_of_the_new_content(storage: LocalStorage) -> None:
     contents = [bytes([number]) * 200_000 for number in range(30)]
     storage.replace("view.json", contents[0])
@@ -174,6 +184,20 @@ def test_a_temporary_file_of_a_writer_that_may_live_is_left_alone(storage: Local
     assert storage.discard_leftovers(60) == 1
     assert storage.commit(living, "a.tar")
     assert not dead.exists()
+
+
+def test_a_temporary_file_that_was_swept_away_is_written_again(storage: LocalStorage, monkeypatch) -> None:
+    replace = os.replace
+
+    def sweep_and_replace(temporary: Path, final: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        assert storage.discard_leftovers(60, {"a.parquet"}) == 1
+        replace(temporary, final)
+
+    monkeypatch.setattr(os, "replace", sweep_and_replace)
+    storage.replace("a.parquet", b"index")
+    assert storage.read("a.parquet") == b"index"
+    assert os.listdir(storage.folder) == ["a.parquet"]
 
 
 def test_a_temporary_file_of_a_committed_name_goes_whatever_its_age_and_its_writer_has_lost(

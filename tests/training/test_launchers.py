@@ -1,9 +1,6 @@
 """Training through the real launchers, with two ranks, on CPU."""
 
 import json
-import os
-import signal
-import socket
 import time
 from pathlib import Path
 
@@ -11,13 +8,12 @@ import psutil
 import pytest
 import timm
 import torch
-from launchers import TINY_MODEL_ARGS, free_port, launch, losses, settings, start, steps
+from launchers import TINY_MODEL_ARGS, launch, losses, settings, start, steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_view import make_view
 
 from shards.storage import LocalStorage
 from xmodal.students import StudentConfig, create_student
-from xmodal.training.checkpoint import committed_steps
 from xmodal.training.costs import forward_flops
 from xmodal.training.metrics_file import read_metrics
 
@@ -100,38 +96,6 @@ def test_the_student_learns(small_view, tmp_path):
     assert validation[-1]["kl"] < validation[0]["kl"] / 2
 
 
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(small_view, tmp_path):
-    # A killed rank gives back no shared memory that still has a name.
-    shared_memory = set(os.listdir("/dev/shm"))
-    more = (
-        "--epochs=3", "--deepspeed=configs/deepspeed/zero2.json", "--mixup=0.4", "--augment.rand_augment=0.5",
-        "--optimizer.ema_decay=0.9", "--loss.kind=mixed", "--loss.hard_share=0.3", "--loss.confidence_power=1",
-    )  # fmt: skip
-    unbroken = tmp_path / "unbroken"
-    assert launch("python", settings(small_view, unbroken, *more)).returncode == 0
-    broken = tmp_path / "broken"
-    _kill_after_first_checkpoint("python", settings(small_view, broken, *more), broken)
-    done = launch("python", settings(small_view, broken, *more))
-    assert done.returncode == 0, done.stdout
-    assert "resuming at step" in done.stdout
-    left = set(os.listdir("/dev/shm")) - shared_memory
-    assert not [name for name in left if name.startswith("deepspeed")]
-    assert losses(broken) == losses(unbroken)
-    assert (broken / "student" / "model.safetensors").read_bytes() == (
-        unbroken / "student" / "model.safetensors"
-    ).read_bytes()
-
-
-def test_an_unfinished_checkpoint_is_never_loaded(small_view, tmp_path):
-    arguments = settings(small_view, tmp_path, "--epochs=2")
-    assert launch("python", arguments).returncode == 0
-    newest = committed_steps(tmp_path / "checkpoints")[-1]
-    (tmp_path / "checkpoints" / newest / "commit.json").unlink()
-    done = launch("python", arguments)
-    assert done.returncode == 0
-    assert "resuming at step 9 of 18" in done.stdout
-
-
 def test_another_learning_rate_is_refused_on_resume(alone, small_view):
     done = launch("python", settings(small_view, alone, "--micro_batch_size=8", "--optimizer.lr=0.5"))
     assert done.returncode == 2
@@ -183,31 +147,6 @@ def test_what_one_rank_says_is_not_buried_by_the_others(tmp_path, launcher):
     assert "xmodal/training/train.py" not in done.stdout
 
 
-def test_a_rank_whose_peer_is_killed_ends_and_says_so_in_two_lines(small_view, tmp_path):
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    # By hand, not by a launcher, which may end the other rank before it can speak.
-    first, second = (
-        start("python", settings(small_view, tmp_path, "--epochs=500"), RANK=str(rank), LOCAL_RANK=str(rank), **job)
-        for rank in range(2)
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while len(steps(tmp_path)) < 3:
-            assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        second.kill()
-        output, _ = first.communicate(timeout=120)
-    finally:
-        for process in (first, second):
-            process.kill()
-            process.communicate()
-    assert first.returncode == 2, output
-    assert "xmodal: rank 0: another rank has ended" in output
-    assert f": rank 1 on {socket.gethostname()}\n" in output
-    assert "Traceback" not in output
-
-
 def test_a_run_whose_reading_process_is_killed_ends_and_says_so_in_two_lines(small_view, tmp_path):
     process = start("python", settings(small_view, tmp_path, "--epochs=500", "--stream.num_workers=1"))
     try:
@@ -249,19 +188,6 @@ def test_what_cannot_be_done_is_told_in_two_lines(small_view, tmp_path, more, co
 
 def _tiny_student() -> StudentConfig:
     return StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS)
-
-
-def _kill_after_first_checkpoint(launcher: str, arguments: list[str], output: Path) -> None:
-    process = start(launcher, arguments)
-    deadline = time.monotonic() + 120
-    # A few steps into the second epoch, so that steps after the checkpoint are done twice.
-    while len(steps(output)) < 12:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (output / "student").exists()
 
 
 @pytest.mark.parametrize(

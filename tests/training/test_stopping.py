@@ -1,5 +1,6 @@
 """Runs that are asked to stop, killed, stalled or fed nonsense: what they leave, and that they go on as if unbroken."""
 
+import contextlib
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -18,15 +20,17 @@ from safetensors.torch import load_file
 from training_view import make_view
 
 from xmodal.training.agreement import differing
-from xmodal.training.checkpoint import committed_steps
+from xmodal.training.checkpoint import COMMIT_FILE, committed_steps
 from xmodal.training.nonfinite import SkippedSteps, describe, suspects
 
-LENGTH = 80
-"""Steps of the runs that are broken off somewhere before."""
+LENGTH = 27
+"""Steps of the runs that are broken off somewhere before; in the first 9, the backbone is frozen."""
 HOST = socket.gethostname()
-MORE = (
-    "--epochs=60", "--deepspeed=configs/deepspeed/zero2.json", "--frozen_epochs=4", "--optimizer.kind=radam",
-    "--optimizer.ema_decay=0.9",
+ZERO2 = "--deepspeed=configs/deepspeed/zero2.json"
+# All that a run must go on with: the average of the weights, the steps of an optimizer that begins anew, what is drawn.
+RECIPE = (
+    "--epochs=60", "--frozen_epochs=1", "--optimizer.kind=radam", "--optimizer.ema_decay=0.9",
+    "--augment.rand_augment=0.5", "--loss.kind=mixed", "--loss.hard_share=0.3", "--loss.confidence_power=1",
 )  # fmt: skip
 
 
@@ -34,17 +38,20 @@ def weights(output: Path) -> bytes:
     return (output / "student" / "model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def unbroken(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_unbroken(view: Path, output: Path, length: int) -> Path:
     """Two ranks to the end."""
-    output = tmp_path_factory.mktemp("unbroken")
-    codes, outputs = wait_for_ranks(start_ranks([settings(small_view, output, *MORE, f"--max_steps={LENGTH}")] * 2))
+    codes, outputs = wait_for_ranks(start_ranks([settings(view, output, *RECIPE, ZERO2, f"--max_steps={length}")] * 2))
     assert codes == [0, 0], outputs
     return output
 
 
+@pytest.fixture(scope="module")
+def unbroken(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_unbroken(small_view, tmp_path_factory.mktemp("unbroken"), LENGTH)
+
+
 def test_sigterm_to_one_rank_stops_all_with_a_checkpoint_and_they_go_on_exactly(small_view, tmp_path, unbroken):
-    arguments = settings(small_view, tmp_path, *MORE, "--stream.num_workers=1")
+    arguments = settings(small_view, tmp_path, *RECIPE, ZERO2, "--stream.num_workers=1")
     ranks = start_ranks([arguments] * 2)
     wait_for_step(tmp_path, 4, ranks)
     # As a cluster does, to its reading process too.
@@ -63,7 +70,7 @@ def test_sigterm_to_one_rank_stops_all_with_a_checkpoint_and_they_go_on_exactly(
 
 
 def test_a_stop_file_stops_a_run_under_the_deepspeed_launcher_and_is_taken_away(small_view, tmp_path):
-    process = start("deepspeed", settings(small_view, tmp_path, *MORE, f"--stop_file={tmp_path / 'enough'}"))
+    process = start("deepspeed", settings(small_view, tmp_path, *RECIPE, ZERO2, f"--stop_file={tmp_path / 'enough'}"))
     wait_for_step(tmp_path, 2, [process])
     (tmp_path / "enough").touch()
     (code,), outputs = wait_for_ranks([process])
@@ -72,68 +79,79 @@ def test_a_stop_file_stops_a_run_under_the_deepspeed_launcher_and_is_taken_away(
     assert committed_steps(tmp_path / "checkpoints")
 
 
-def test_checkpoints_come_every_so_many_steps_and_the_newest_the_best_and_the_first_of_every_stretch_stay(
-    small_view, tmp_path
+def num_unfinished(folder: Path) -> int:
+    """How many checkpoints are not committed. Those that are must hold all of the student."""
+    complete, held = committed_steps(folder), []
+    for name in complete:
+        held.append({key for path in (folder / name).glob("rank-*.safetensors") for key in load_file(path)})
+    assert all(len(keys) == 128 and keys == held[0] for keys in held)
+    return len([path for path in folder.glob("step-*") if path.name not in complete])
+
+
+def wait_for_saving(output: Path, ranks: Sequence[subprocess.Popen[str]], since: float) -> None:
+    """Wait until a checkpoint has begun, or is being dropped, of those that were touched `since` then."""
+    deadline = time.monotonic() + 200
+    while True:
+        for path in (output / "checkpoints").glob("step-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime > since and not (path / COMMIT_FILE).exists():
+                    return
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in ranks)
+
+
+@pytest.mark.parametrize(("num_kills", "length"), [(3, LENGTH), pytest.param(20, 120, marks=pytest.mark.slow)])
+def test_killed_at_any_time_it_leaves_no_half_checkpoint_and_ends_as_if_unbroken(
+    small_view, tmp_path, unbroken, num_kills, length
 ):
-    more = ("--epochs=3", "--checkpoint_every_steps=4", "--keep_every_steps=12", "--keep_checkpoints=1")
-    done = launch("python", settings(small_view, tmp_path, *more))
-    assert done.returncode == 0, done.stdout
-    folder = tmp_path / "checkpoints"
-    # Made at 4, 8, 9 (an epoch's end), 12, 16, 18, 20, 24, 27; it learns, so the newest is the best.
-    assert committed_steps(folder) == ["step-00000012", "step-00000024", "step-00000027"]
-    assert (folder / "latest").read_text() == (folder / "best").read_text() == "step-00000027"
-
-
-def loadable(folder: Path) -> None:
-    """Every committed checkpoint holds all of the student."""
-    names = None
-    for name in committed_steps(folder):
-        held = set()
-        for path in (folder / name).glob("rank-*.safetensors"):
-            held |= load_file(path).keys()
-        assert len(held) == 128
-        assert names in (None, held)
-        names = held
-
-
-@pytest.mark.parametrize("num_kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_again_and_again_it_ends_as_if_unbroken(small_view, tmp_path, unbroken, num_kills):
+    if length != LENGTH:
+        unbroken = run_unbroken(small_view, tmp_path / "unbroken", length)
+    output = tmp_path / "killed"
+    arguments = settings(small_view, output, *RECIPE, ZERO2, f"--max_steps={length}", "--checkpoint_every_steps=2")
     generator = random.Random(num_kills)
-    arguments = settings(small_view, tmp_path, *MORE, f"--max_steps={LENGTH}", "--checkpoint_every_steps=2")
-    done = 0
-    for _ in range(num_kills):
-        ranks = start_ranks([arguments] * 2)
-        # Most of a step is saving here, so most kills fall into it.
-        wait_for_step(tmp_path, done + generator.randrange(1, max(2, LENGTH // num_kills)), ranks)
-        time.sleep(generator.random() * 0.1)
-        generator.choice(ranks).kill()
-        wait_for_ranks(ranks)
-        loadable(tmp_path / "checkpoints")
-        done = max((int(name[5:]) for name in committed_steps(tmp_path / "checkpoints")), default=0)
+    done = unfinished = 0
+    for kill in range(num_kills):
+        since, ranks = time.time(), start_ranks([arguments] * 2)
+        port = psutil.Process(ranks[0].pid).environ()["MASTER_PORT"]
+        wait_for_step(output, done + generator.randrange(1, length // (num_kills + 1) - 2), ranks)
+        victim = generator.randrange(2)
+        if kill % 2 == 0:
+            wait_for_saving(output, ranks, since)
+        time.sleep(generator.random() * (0.02 if kill % 2 == 0 else 0.2))
+        ranks[victim].kill()
+        codes, outputs = wait_for_ranks(ranks)
+        survivor = 1 - victim
+        assert (codes[victim], codes[survivor]) == (-signal.SIGKILL, 2), outputs
+        assert f"rank {survivor}: another rank has ended or does not answer" in outputs[survivor]
+        assert f"so this one cannot go on: rank {victim} on {HOST}\n" in outputs[survivor]
+        assert "Traceback" not in outputs[survivor]
+        # A killed rank gives back no shared memory that still has a name.
+        assert not [name for name in os.listdir("/dev/shm") if name.endswith((f"_{port}_0", f"_{port}_1"))]
+        unfinished += num_unfinished(output / "checkpoints")
+        assert not done or f"resuming at step {done} of {length}" in outputs[0]
+        done = max((int(name[5:]) for name in committed_steps(output / "checkpoints")), default=0)
+    assert unfinished
     codes, outputs = wait_for_ranks(start_ranks([arguments] * 2))
     assert codes == [0, 0], outputs
-    assert losses(tmp_path) == losses(unbroken)
-    assert weights(tmp_path) == weights(unbroken)
+    assert losses(output) == losses(unbroken)
+    assert weights(output) == weights(unbroken)
 
 
-def test_from_four_ranks_to_two_to_one_and_from_zero_3_to_1_to_0_it_is_the_same_run(small_view, tmp_path):
-    one, chain = tmp_path / "one", tmp_path / "chain"
-    # In the first 9 steps, the backbone is frozen.
-    recipe = ("--epochs=2", "--frozen_epochs=1", "--optimizer.ema_decay=0.5")
-    zero = "--deepspeed=configs/deepspeed/zero0.json"
-    assert launch("python", settings(small_view, one, *recipe, zero, "--max_steps=15")).returncode == 0
-    for num_ranks, stage, max_steps in ((4, 3, 5), (2, 1, 10), (1, 0, 15)):
+def test_from_four_ranks_to_two_to_one_and_from_zero_3_to_1_to_0_it_is_the_same_run(small_view, tmp_path, unbroken):
+    last = 0
+    for num_ranks, stage, max_steps in ((4, 3, 5), (2, 1, 14), (1, 0, LENGTH)):
         more = (f"--deepspeed=configs/deepspeed/zero{stage}.json", f"--max_steps={max_steps}")
-        codes, outputs = wait_for_ranks(start_ranks([settings(small_view, chain, *recipe, *more)] * num_ranks))
+        codes, outputs = wait_for_ranks(start_ranks([settings(small_view, tmp_path, *RECIPE, *more)] * num_ranks))
         assert codes == [0] * num_ranks, outputs
-        assert max_steps == 5 or f"resuming at step {max_steps - 5} of {max_steps}" in outputs[0]
-    assert [line["samples"] for line in steps(chain)] == [line["samples"] for line in steps(one)]
-    assert len({line["samples"] for line in steps(one)}) == 15
+        assert not last or f"resuming at step {last} of {max_steps}" in outputs[0]
+        last = max_steps
+    assert [line["samples"] for line in steps(tmp_path)] == [line["samples"] for line in steps(unbroken)]
+    assert len({line["samples"] for line in steps(tmp_path)}) == LENGTH
     # bf16 arithmetic in another order: 3 digits.
-    assert losses(chain) == pytest.approx(losses(one), rel=3e-3)
-    averages = [load_file(run / "student" / "model.safetensors") for run in (chain, one)]
-    for name in averages[1]:
-        torch.testing.assert_close(averages[0][name], averages[1][name], atol=3e-3, rtol=0.05, msg=name)
+    assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=3e-3)
+    here, there = (load_file(output / "student" / "model.safetensors") for output in (tmp_path, unbroken))
+    for name in there:
+        torch.testing.assert_close(here[name], there[name], atol=3e-3, rtol=0.05, msg=name)
 
 
 def test_ranks_that_were_given_different_settings_say_which(small_view, tmp_path):
@@ -154,7 +172,7 @@ def test_what_differs_is_named_once_with_the_first_rank_that_differs():
 
 def test_a_rank_that_does_not_answer_is_named_after_the_set_time(small_view, tmp_path):
     # Not below what the ranks of a busy machine need to find each other.
-    ranks = start_ranks([settings(small_view, tmp_path, *MORE, "--peer_timeout=15")] * 2)
+    ranks = start_ranks([settings(small_view, tmp_path, "--epochs=60", "--peer_timeout=15")] * 2)
     wait_for_step(tmp_path, 3, ranks)
     os.kill(ranks[1].pid, signal.SIGSTOP)
     try:

@@ -127,6 +127,10 @@ class TrainConfig:
     """The newest checkpoints, so many of them, are kept. So is the best by validation (least `kl`)."""
     keep_every_steps: int = 0
     """The first checkpoint of every so many steps is kept for good; 0 for none."""
+    upload: str = ""
+    """`s3://BUCKET/PREFIX` (or a folder elsewhere) where copies of the checkpoints that are kept lie, made in the
+    background, for this run alone. Where `output` has lost the newest one, the run goes on from its copy. Empty:
+    none."""
     stop_file: str = ""
     """Once this file is there, the run makes a checkpoint, removes the file and ends with exit code 75, as it does at
     SIGTERM. Empty: `stop` in `output`."""

@@ -1,7 +1,7 @@
 """The exponential moving average of the weights, kept in the optimizer's state.
 
 There it is right whatever the ZeRO stage: each rank averages the very float32 weights that it steps, its own partition
-of them, and DeepSpeed's checkpoints hold the average beside the optimizer's own means.
+of them, and checkpoints hold the average as they do the optimizer's own means.
 """
 
 from collections.abc import Iterator

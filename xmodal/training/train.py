@@ -16,7 +16,7 @@ import torch.distributed as dist
 from shards.batches import Batch, Normaliser
 from shards.errors import UserError
 from shards.json_object import parse_json_object
-from shards.storage import LocalStorage
+from shards.storage import LocalStorage, open_storage
 from shards.stream import EvalStream, TrainStream, told_of_lost_workers
 from shards.view import View, open_view, target_array
 from xmodal.curation.forgotten import refuse_forgotten
@@ -46,6 +46,7 @@ from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_proces
 from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
+from xmodal.training.upload import Upload, fetch_newest
 from xmodal.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ def train(config: TrainConfig) -> bool:
     try:
         hosts = gather_objects(socket.gethostname(), ranks)
         require_agreement(_facts(config, view), ranks)
+        if config.upload:
+            if ranks.is_first:
+                fetch_newest(open_storage(config.upload, create=True), Path(config.output))
+            dist.barrier()
         with told_of_lost_workers(), stop.listening(), Watchdog(config.step_timeout, ranks.rank) as watchdog:
             return _Run(config, view, ranks, stop, watchdog).run()
     except RuntimeError as error:
@@ -147,6 +152,7 @@ class _Run:
         self.view = view
         self.step = 0
         self.skipped = SkippedSteps(config.max_skipped_steps)
+        self.upload: Upload | None = None
 
     def run(self) -> bool:
         """To the end, with an export, or to a stop request, with a checkpoint; whether it was the end."""
@@ -165,6 +171,9 @@ class _Run:
         if self.ranks.is_first:
             if state is None:
                 pin_config(self.folder, self.config)
+            if self.config.upload:
+                self.upload = Upload(self.folder, open_storage(self.config.upload, create=True))
+                self.upload.start()  # of what was killed before
             log.info(
                 "%d samples, %d steps of %d on %d ranks, ZeRO-%d, %s",
                 self.stream.num_samples,
@@ -197,6 +206,8 @@ class _Run:
                 self.stop.answered()
             if not finished:
                 log.info("stopped at step %d of %d, as asked; start it again to go on", self.step, self.total_steps)
+        if self.config.upload:
+            self._finish_upload()
         return finished
 
     def _is_epoch_saved(self, epoch: int) -> bool:
@@ -217,6 +228,17 @@ class _Run:
             ranks=self.ranks,
             keep=Keep(last=self.config.keep_checkpoints, every_steps=self.config.keep_every_steps),
         )
+        if self.upload:
+            self.upload.start()
+
+    def _finish_upload(self) -> None:
+        """All ranks wait for the first one's: launchers end those that are left soon after one has ended."""
+        is_done = False
+        while not is_done:
+            self.watchdog.progress("the upload of checkpoints")
+            votes = torch.tensor([int(self.upload is None or self.upload.is_done(1.0))], device=self.engine.device)
+            dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+            is_done = bool(votes.item())
 
     def _phase(self) -> AbstractContextManager[None]:
         """What the coming step is to be done in; no checkpoint may be saved within it, since parts are frozen."""
@@ -413,8 +435,7 @@ _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
-    "peak_tflops",
-    "allow_forgotten",
+    "peak_tflops", "upload", "allow_forgotten",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip
