@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -126,6 +127,13 @@ def test_buffers_of_many_ranks_are_their_mean(tmp_path):
         "mean": [2.5, 2.5], "count": 7, "frozen": [3.0], "w1": [2.0],
     }  # fmt: skip
     assert read_weights(tmp_path, 2, "weight")["w1"].tolist() == [1.0]
+
+
+def test_onnx_that_is_not_installed_is_told_before_anything_is_written(plain, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="onnxruntime is not installed"):
+        export(ExportConfig(checkpoint=str(plain), output=str(tmp_path / "out"), onnx=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_onnx_says_what_the_student_says_of_any_number_of_pictures(averaged, tmp_path):

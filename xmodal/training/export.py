@@ -62,6 +62,7 @@ class ExportSummary:
 
 def export(config: ExportConfig) -> ExportSummary:
     """Write the student of a checkpoint to `output`. Raises UserError for what is no complete checkpoint of a run."""
+    runtime = _onnx_runtime() if config.onnx else None
     folder = find_checkpoint(Path(config.checkpoint))
     run = folder.parent.parent
     commit = parse_json_object((folder / COMMIT_FILE).read_bytes(), str(folder / COMMIT_FILE), _GIVE_RUN)
@@ -83,7 +84,7 @@ def export(config: ExportConfig) -> ExportSummary:
         validation=last_validation(run, commit["step"]),
     )
     export_student(model, config.output, crop_share=spec.crop_share, squash=spec.squash, provenance=provenance)
-    difference = _write_onnx(model, spec, Path(config.output, ONNX_FILE)) if config.onnx else None
+    difference = _write_onnx(runtime, model, spec, Path(config.output, ONNX_FILE)) if runtime else None
     return ExportSummary(
         checkpoint=folder,
         step=commit["step"],
@@ -136,13 +137,18 @@ def _view_counts(url: str, fingerprint: str) -> dict[str, Any] | None:
     return view.description["counts"]
 
 
-def _write_onnx(model: torch.nn.Module, spec: InputSpec, path: Path) -> float:
-    """Write the model, run it on other numbers of pictures than it was traced with, and return how far it is off."""
+def _onnx_runtime() -> Any:
+    """The module that runs ONNX. Raises UserError if what torch and we need for it is not installed."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError as error:
         raise UserError(f"onnx: {error.name} is not installed", "pip install 'xmodal[onnx]'") from error
+    return onnxruntime
+
+
+def _write_onnx(runtime: Any, model: torch.nn.Module, spec: InputSpec, path: Path) -> float:
+    """Write the model, run it on other numbers of pictures than it was traced with, and return how far it is off."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(3, 3, spec.size, spec.size, generator=generator)
     torch.onnx.export(
@@ -156,7 +162,7 @@ def _write_onnx(model: torch.nn.Module, spec: InputSpec, path: Path) -> float:
         external_data=False,
         verbose=False,
     )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     difference = 0.0
     with torch.inference_mode():
         for batch in (pictures[:1], pictures):
