@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ from shards.view import View
 log = logging.getLogger(__name__)
 
 MIN_DAMAGED_OF_ERROR = 10
+# Between the end of a worker's sockets and the signal of its own end, at most.
+_SIGNAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,23 +329,32 @@ def told_of_lost_workers() -> Iterator[None]:
     done while streams are open.
     """
     try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if not _tells_of_lost_worker(error):
+        try:
+            yield
+        except (ConnectionError, EOFError) as error:
+            if not _broke_off_in_a_loader(error):
+                raise
+            # The handler's error would come in the midst of what is done about this one: let it come here.
+            time.sleep(_SIGNAL_SECONDS)
+            raise _lost_worker(error) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
             raise
-        raise UserError(
-            f"a reading process has ended: {error}",
-            "most often memory ran out: lower stream.num_workers, or ask for more memory",
-        ) from error
+        raise _lost_worker(error) from error
 
 
-def _tells_of_lost_worker(error: Exception) -> bool:
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker" in str(error)
-    # A batch that breaks off on its way here may be seen before its sender's end is. What a worker itself raised comes
-    # as a message, and names it.
-    frames = traceback.extract_tb(error.__traceback__)
-    return "DataLoader worker" not in str(error) and any(frame.filename == dataloader.__file__ for frame in frames)
+def _lost_worker(error: Exception) -> UserError:
+    return UserError(
+        f"a reading process has ended: {error}",
+        "most often memory ran out: lower stream.num_workers, or ask for more memory",
+    )
+
+
+def _broke_off_in_a_loader(error: Exception) -> bool:
+    """Whether a batch broke off on its way from a worker: this may be seen before that worker's end is."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # What a worker itself raised comes as a message, and names it.
+    return "DataLoader worker" not in str(error) and dataloader.__file__ in frames
 
 
 def _end_with_parent_alone(worker: int) -> None:

@@ -1,5 +1,6 @@
 """A real SLURM on this machine: munge, a controller and two node daemons, all private, all ended by pid."""
 
+import datetime
 import os
 import shutil
 import signal
@@ -49,7 +50,10 @@ class Slurm:
         restarts = self.fields(job)["Restarts"]
         while (fields := self.fields(job))["Restarts"] == restarts or fields["JobState"] != "RUNNING":
             assert time.monotonic() < deadline, fields
-            if fields["JobState"] == "PENDING":
+            # A node refuses what a job of this number was allowed in the second in which it was taken off, or before.
+            requeued = datetime.datetime.fromisoformat(fields["SubmitTime"]).astimezone()
+            is_late_enough = (datetime.datetime.now().astimezone() - requeued).total_seconds() >= 2
+            if fields["JobState"] == "PENDING" and is_late_enough:
                 # Again and again: the job gets its time to wait some time after its new state.
                 subprocess.run(update, env=self.environment, capture_output=True)
             time.sleep(0.2)

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +20,7 @@ from made_pictures import jpeg
 from shards.augment import AugmentConfig, eval_pixels
 from shards.batches import Batch, Normaliser
 from shards.errors import ConfigError, UserError
-from shards.stream import EvalStream, StreamConfig, TrainStream, padded_batches
+from shards.stream import EvalStream, StreamConfig, TrainStream, padded_batches, told_of_lost_workers
 from shards.view import View
 
 MakeView = Callable[..., View]
@@ -537,3 +539,26 @@ def test_batches_are_in_pinned_memory_on_a_machine_with_a_gpu(view: View, num_wo
         assert one.pixels.is_pinned()
         assert one.targets.is_pinned()
     stream.close()
+
+
+def test_a_batch_that_breaks_off_before_its_workers_end_is_told_is_a_lost_worker_too():
+    def tell(*_: Any) -> None:
+        # As torch's handler of SIGCHLD does.
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(UserError, match="a reading process has ended"), told_of_lost_workers():
+            exec(compile("raise ConnectionResetError", torch.utils.data.dataloader.__file__, "exec"))
+        # Nothing is left that would come in the midst of what follows.
+        time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_batch_that_breaks_off_and_whose_workers_end_is_not_told_is_a_lost_worker_too():
+    with pytest.raises(UserError, match="a reading process has ended"), told_of_lost_workers():
+        exec(compile("raise EOFError", torch.utils.data.dataloader.__file__, "exec"))
+    with pytest.raises(EOFError), told_of_lost_workers():
+        raise EOFError
