@@ -88,14 +88,27 @@ def _recipe(config: Mapping[str, Any] | None) -> Iterator[str]:
 def _metrics(validation: Mapping[str, Any] | None) -> Iterator[str]:
     if not validation:
         return
-    yield f"""## Metrics
+    rows = {
+        "agreement on the most probable class": "teacher_agreement",
+        **{f"recall of {name}": f"recall_{name}" for name in CLASSES},
+        "recall, mean of the classes": "recall_macro",
+        "divergence (KL, nats)": "kl",
+        "loss": "loss",
+    }
+    lines = [f"| {name} | {validation[key]:.4f} |" for name, key in rows.items() if validation.get(key) is not None]
+    yield "\n".join(
+        [
+            f"""## Metrics
 
-Against its teacher, on pictures of other posts of the same view, as of step {validation["step"]}. It says how well the
-student has learned what the teacher says, not how right either is.
+Against its teacher, on pictures of other posts of the same view, as of step {validation["step"]}. They say how well the
+student has learned what the teacher says, not how right either is. Recall: of the pictures whose most probable class by
+the teacher is this one, the share in which it is the student's, too.
 
-| agreement on the most probable class | divergence (KL, nats) | loss |
-|---|---|---|
-| {validation["teacher_agreement"]:.4f} | {validation["kl"]:.4f} | {validation["loss"]:.4f} |"""
+| | |
+|---|---|""",
+            *lines,
+        ]
+    )
 
 
 def _settings(section: Mapping[str, Any]) -> str:

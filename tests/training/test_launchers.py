@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_view import make_view
 
 from shards.storage import LocalStorage
+from xmodal.labels import CLASSES
 from xmodal.students import StudentConfig, create_student
 from xmodal.training.costs import forward_flops
 from xmodal.training.metrics_file import read_metrics
@@ -80,8 +81,12 @@ def test_a_step_line_says_everything(alone):
     validation = [line for line in read_metrics(alone) if line["kind"] == "validation"]
     assert len(validation) == 1
     assert validation[0]["kl"] > 0
+    recalls = [f"recall_{name}" for name in CLASSES]
+    assert validation[0]["recall_macro"] == pytest.approx(sum(validation[0][name] for name in recalls) / 3)
     events = EventAccumulator(str(alone / "tensorboard"))
     events.Reload()
+    for name in ("teacher_agreement", "recall_macro", *recalls):
+        assert [event.value for event in events.Scalars(f"validation/{name}")] == pytest.approx([validation[0][name]])
     assert [event.value for event in events.Scalars("step/mfu")] == pytest.approx([one["mfu"] for one in steps(alone)])
 
 

@@ -38,7 +38,7 @@ from xmodal.training.engine import (
     set_ema_decay,
     set_learning_rate,
 )
-from xmodal.training.losses import DistillationLoss, teacher_entropy
+from xmodal.training.losses import DistillationLoss
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.provenance import last_validation, provenance_of
@@ -47,6 +47,7 @@ from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
 from xmodal.training.upload import Upload, fetch_newest
+from xmodal.training.validation import NUM_SUMS, validation_metrics, validation_sums
 from xmodal.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -367,37 +368,18 @@ class _Run:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
-        sums = torch.zeros(4, dtype=torch.float64, device=self.engine.device)
+        sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.engine.device)
         for batch in stream:
-            sums += self._validation_sums(student, batch)
+            logits = student(self._pixels(batch)).float()
+            targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
+            sums += validation_sums(logits, targets, self.loss(logits, targets), mask)
         dist.all_reduce(sums)
-        num_samples, loss, divergence, agreeing = sums.tolist()
-        if not num_samples:
+        values = validation_metrics(sums)
+        if not values:
             return None
         if self.log:
-            values = {
-                "epoch": epoch,
-                "loss": loss / num_samples,
-                "kl": divergence / num_samples,
-                "teacher_agreement": agreeing / num_samples,
-            }
-            self.log.write("validation", self.step, values)
-        return divergence / num_samples
-
-    def _validation_sums(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = student(self._pixels(batch)).float()
-        targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
-        losses = self.loss(logits, targets)
-        cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
-        rows = torch.stack(
-            [
-                torch.ones_like(losses),
-                losses,
-                cross_entropy - teacher_entropy(targets),
-                (logits.argmax(dim=1) == targets.argmax(dim=1)).float(),
-            ]
-        )
-        return (rows * mask).double().sum(dim=1)
+            self.log.write("validation", self.step, {"epoch": epoch, **values})
+        return values["kl"]
 
     def _averaged_student(self) -> torch.nn.Module:
         """The moving average, whole on each rank, in the precision that is trained in."""
