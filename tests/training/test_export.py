@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -97,6 +98,15 @@ def test_what_is_no_run_is_refused(plain, tmp_path, capsys):
     with pytest.raises(UserError, match="no moving average"):
         export(ExportConfig(checkpoint=str(plain), output=str(tmp_path / "out"), weights="ema"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_of_another_version_is_refused(plain, tmp_path):
+    run = shutil.copytree(plain, tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    settings["student"]["no_such_setting"] = 1
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no_such_setting"):
+        export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "out")))
 
 
 def test_the_card_says_where_the_student_comes_from_and_what_it_is_not_for(averaged, small_view, tmp_path):

@@ -35,6 +35,18 @@ def test_more_nodes_need_no_more_of_each():
     assert few.exchange_share == pytest.approx(many.exchange_share, rel=0.02)
 
 
-def test_between_nodes_the_network_is_the_first_bottleneck():
-    assert plan(VIT_L16, 1_000_000_000, Node(), Work()).first_bottleneck == "exchange of gradients"
-    assert plan(VIT_L16, 1_000_000, Node(), Work()).first_bottleneck == "S3"
+def test_ranks_divide_the_lanes():
+    seven_nodes = plan(VIT_L16, 1_000_000_000, Node(), Work())
+    assert seven_nodes.num_lanes == 112
+    # 16 lanes of a node, twice 4 shards of 1,000 pictures of 100 kB for each.
+    assert seven_nodes.least_cache == pytest.approx(12.8e9)
+    assert plan(VIT_L16, 100_000_000, Node(), Work()).num_lanes == 64
+
+
+def test_a_slow_network_between_nodes_is_the_first_bottleneck():
+    slow = Node(network=100e9 / 8)
+    assert plan(VIT_L16, 1_000_000_000, slow, Work()).first_bottleneck == "exchange of gradients"
+    # The page says so.
+    assert plan(VIT_L16, 1_000_000_000, slow, Work()).exchange_share == pytest.approx(1.60, abs=0.01)
+    assert plan(VIT_L16, 1_000_000_000, Node(), Work()).first_bottleneck == "S3"
+    assert plan(VIT_L16, 1_000_000, slow, Work()).first_bottleneck == "S3"

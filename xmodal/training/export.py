@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 
+import xmodal
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from shards.view import open_view
@@ -36,8 +37,7 @@ class ExportConfig:
     output: str
     """Folder for the student. One that is there is replaced."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """`ema`: the moving average. `raw`: the weights after the last step. `auto`: the average if there is
-    one."""
+    """`ema`: the moving average. `raw`: the weights after the last step. `auto`: the average if there is one."""
     onnx: bool = False
     """Also write `model.onnx`, for any number of pictures, and compare what it says with the student. Needs
     `pip install 'xmodal[onnx]'`."""
@@ -66,12 +66,11 @@ def export(config: ExportConfig) -> ExportSummary:
     folder = find_checkpoint(Path(config.checkpoint))
     run = folder.parent.parent
     commit = parse_json_object((folder / COMMIT_FILE).read_bytes(), str(folder / COMMIT_FILE), _GIVE_RUN)
-    settings = _read_settings(run / "config.json")
+    settings, student_config = _read_settings(run / "config.json")
     has_average = bool(settings["optimizer"]["ema_decay"])
     weights = {"auto": "ema" if has_average else "raw"}.get(config.weights, config.weights)
     if weights == "ema" and not has_average:
         raise ConfigError("weights", "ema", "cannot be: the run has kept no moving average (optimizer.ema_decay)")
-    student_config = StudentConfig(**settings["student"])
     model = _load(student_config, folder, commit, weights)
     spec = input_spec(model, student_config.eval_crop_share, student_config.eval_squash)
     fingerprint = commit["stream"]["fingerprint"]
@@ -108,11 +107,19 @@ def find_checkpoint(path: Path) -> Path:
     return checkpoints / complete[-1]
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> tuple[dict[str, Any], StudentConfig]:
+    """A run's config as plain values, and the student's part of it."""
     try:
-        return parse_json_object(path.read_bytes(), str(path), _GIVE_RUN)
+        settings = parse_json_object(path.read_bytes(), str(path), _GIVE_RUN)
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}", _GIVE_RUN) from None
+    try:
+        return settings, StudentConfig(**settings["student"])
+    except (TypeError, LookupError) as error:
+        raise UserError(
+            f"{path}: is no config of a run of xmodal {xmodal.__version__}: {error}",
+            "export it with the version that trained it",
+        ) from error
 
 
 def _load(config: StudentConfig, folder: Path, commit: dict[str, Any], weights: str) -> torch.nn.Module:
@@ -151,17 +158,23 @@ def _write_onnx(runtime: Any, model: torch.nn.Module, spec: InputSpec, path: Pat
     """Write the model, run it on other numbers of pictures than it was traced with, and return how far it is off."""
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(3, 3, spec.size, spec.size, generator=generator)
-    torch.onnx.export(
-        model,
-        (pictures[:2],),
-        str(path),
-        input_names=["pixels"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            model,
+            (pictures[:2],),
+            str(path),
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"onnx: torch cannot write this student: {str(error).strip().splitlines()[0]}",
+            "export without --onnx true; the student itself is there",
+        ) from error
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     difference = 0.0
     with torch.inference_mode():
@@ -171,7 +184,8 @@ def _write_onnx(runtime: Any, model: torch.nn.Module, spec: InputSpec, path: Pat
     if difference > MAX_ONNX_DIFFERENCE:
         path.unlink()
         raise UserError(
-            f"onnx: its logits differ from the student's by up to {difference:.2g}", "export without --onnx true"
+            f"onnx: its logits differ from the student's by up to {difference:.2g}",
+            "export without --onnx true; the student itself is there",
         )
     return difference
 

@@ -30,8 +30,8 @@ class Node:
     """FLOP/s of a GPU in 16 bits."""
     nvlink: float = 450e9
     """Bytes/s of a GPU to others of its node, each way: half of the 900 GB/s that are stated for both."""
-    network: float = 400e9 / 8
-    """Bytes/s of a GPU to those of other nodes: one adapter of 400 Gb/s for each."""
+    network: float = 8 * 400e9 / 8
+    """Bytes/s of a node to others, each way: eight adapters of 400 Gb/s."""
     storage: float = 25e9 / 8
     """Bytes/s of a node from S3. AWS states up to 100 Gb/s for its largest machines; a quarter of it is assumed."""
     num_cores: int = 112
@@ -54,7 +54,8 @@ class Work:
     """Read, decoded and augmented: 1,188 by two workers on two cores of a cloud machine (benchmarks/loader.py)."""
     images_per_gpu_step: int = 64
     """Between two exchanges of gradients."""
-    num_lanes: int = 64
+    least_lanes: int = 64
+    """As many are taken as the ranks divide, and no fewer."""
     shards_per_block: int = 4
     hours: float = 24
     """In which the run should end."""
@@ -79,6 +80,7 @@ class Plan:
     hours: float
     images_per_second: float
     """Of a GPU."""
+    num_lanes: int
     dataset: float
     """Bytes, which all nodes together fetch once an epoch."""
     least_cache: float
@@ -111,20 +113,21 @@ def plan(student: Student, num_images: int, node: Node, work: Work) -> Plan:
     node_read = node.num_gpus * images_per_second * work.bytes_per_image
     num_cores = node.num_gpus * images_per_second / work.images_per_core_second
     num_ranks = num_nodes * node.num_gpus
-    # ZeRO 0 to 2: each rank sends the gradients once and the weights once, 2 bytes of each (Rajbhandari et al., 7.1).
+    # ZeRO 0 to 2: each rank sends the gradients once and the weights once, 2 bytes of each (Rajbhandari et al., 7.1),
+    # to its neighbour in a ring. A ring leaves each node once: what one GPU sends is what crosses a node's network.
     exchanged = 4 * student.num_parameters * (num_ranks - 1) / num_ranks
-    link = node.nvlink if num_nodes == 1 else node.network
+    link = node.nvlink if num_nodes == 1 else min(node.nvlink, node.network)
     dataset = num_images * work.bytes_per_image
-    lanes_of_node = work.num_lanes / num_nodes
+    num_lanes = num_ranks * math.ceil(work.least_lanes / num_ranks)
+    block = work.shards_per_block * work.images_per_shard * work.bytes_per_image
     return Plan(
         gpu_hours=gpu_hours,
         num_nodes=num_nodes,
         hours=gpu_hours / num_ranks,
         images_per_second=images_per_second,
+        num_lanes=num_lanes,
         dataset=dataset,
-        least_cache=min(
-            dataset, 2 * lanes_of_node * work.shards_per_block * work.images_per_shard * work.bytes_per_image
-        ),
+        least_cache=min(dataset, 2 * num_lanes // num_nodes * block),
         node_read=node_read,
         num_cores=num_cores,
         storage_share=node_read / node.storage,
@@ -192,12 +195,13 @@ def _runs_table() -> str:
             f"{made.gpu_hours:,.1f}",
             str(made.num_nodes),
             f"{made.hours:.1f}",
+            str(made.num_lanes),
             f"{made.dataset / 1e12:,.2f} TB",
             f"{made.least_cache / 1e9:,.0f} GB",
             "yes" if made.dataset <= Node().disk else "no",
         ]
     )
-    head = ["", "images", "GPU-hours", "nodes", "hours", "shards", "least cache a node", "all of it fits on a node"]
+    head = ["", "images", "GPU-hours", "nodes", "hours", "lanes", "shards", "least cache a node", "all fits on a node"]
     return _table(head, rows)
 
 
