@@ -36,6 +36,7 @@ from xmodal.training.engine import create_engine, micro_batches_per_step, resolv
 from xmodal.training.losses import DistillationLoss
 from xmodal.training.ranks import Ranks, limit_waiting, start_process_group
 from xmodal.training.step_log import memory_gib
+from xmodal.training.trackers import require_trackers
 from xmodal.training.train import check_pinned_config
 
 WORLD_SIZES = (1, 8, 64)
@@ -99,6 +100,7 @@ def dry_run(config: TrainConfig) -> DryRun | None:
     view = open_view(config.view)
     if not config.allow_forgotten:
         refuse_forgotten(view)
+    require_trackers(config.trackers)
     if committed_steps(Path(config.output, "checkpoints")):
         check_pinned_config(Path(config.output), config)
     ranks = start_process_group(config.peer_timeout)

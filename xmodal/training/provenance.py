@@ -21,6 +21,19 @@ def provenance_of(
     validation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """`config` is that of the run, as plain values; `weights` is "ema" or "raw", `validation` the last one's line."""
+    return {
+        "xmodal": xmodal.__version__,
+        "view_fingerprint": view_fingerprint,
+        "view_counts": view_counts,
+        "steps": steps,
+        "weights": weights,
+        "validation": validation,
+        "config": settings_without_paths(config),
+    }
+
+
+def settings_without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as others may see them: paths of the machine are left out, or their last name is kept."""
     student = config["student"]
     folder = str(student["model"]).removeprefix("local-dir:")
     settings = {name: value for name, value in config.items() if name not in _PATHS}
@@ -29,15 +42,7 @@ def provenance_of(
         "student": student | ({"model": Path(folder).name} if folder != student["model"] else {}),
         "stream": {name: value for name, value in config["stream"].items() if name != "cache_folder"},
     }
-    return {
-        "xmodal": xmodal.__version__,
-        "view_fingerprint": view_fingerprint,
-        "view_counts": view_counts,
-        "steps": steps,
-        "weights": weights,
-        "validation": validation,
-        "config": json.loads(json.dumps(settings)),  # a config's tuples are lists where it was read from a file
-    }
+    return json.loads(json.dumps(settings))  # a config's tuples are lists where it was read from a file
 
 
 def last_validation(run: Path, step: int) -> dict[str, Any] | None:

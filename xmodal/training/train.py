@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -41,11 +42,12 @@ from xmodal.training.engine import (
 from xmodal.training.losses import DistillationLoss
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
-from xmodal.training.provenance import last_validation, provenance_of
+from xmodal.training.provenance import last_validation, provenance_of, settings_without_paths
 from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_process_group
 from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
+from xmodal.training.trackers import TrackedRun, open_trackers, require_trackers
 from xmodal.training.upload import Upload, fetch_newest
 from xmodal.training.validation import NUM_SUMS, validation_metrics, validation_sums
 from xmodal.training.watchdog import Watchdog
@@ -64,6 +66,7 @@ def train(config: TrainConfig) -> bool:
     view = open_view(config.view)
     if not config.allow_forgotten:
         refuse_forgotten(view)
+    require_trackers(config.trackers)
     LocalStorage(config.output, create=True)
     stop = StopRequest(Path(config.stop_file or Path(config.output, "stop")))
     ranks = start_process_group(config.peer_timeout)
@@ -152,6 +155,7 @@ class _Run:
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
         self.step = 0
+        self.run_id = secrets.token_hex(8)
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.upload: Upload | None = None
 
@@ -159,7 +163,7 @@ class _Run:
         """To the end, with an export, or to a stop request, with a checkpoint; whether it was the end."""
         state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks)
         if state is not None:
-            self.step = state["step"]
+            self.step, self.run_id = state["step"], state["run_id"]
             self.stream.load_state_dict(state["stream"])
             self.skipped.load_state_dict(state["skipped"])
             if self.step > self.total_steps:
@@ -168,7 +172,7 @@ class _Run:
                     "raise max_steps, or give a new `output` folder",
                 )
             log.info("resuming at step %d of %d", self.step, self.total_steps)
-        self.log = StepLog(self.folder, resumed_step=self.step) if self.ranks.is_first else None
+        self.log = self._step_log() if self.ranks.is_first else None
         if self.ranks.is_first:
             if state is None:
                 pin_config(self.folder, self.config)
@@ -211,6 +215,17 @@ class _Run:
             self._finish_upload()
         return finished
 
+    def _step_log(self) -> StepLog:
+        tracked = TrackedRun(
+            folder=self.folder,
+            run_id=self.run_id,
+            wandb_project=self.config.wandb_project,
+            settings=settings_without_paths(asdict(self.config)),
+            resumed_step=self.step,
+        )
+        trackers = open_trackers(self.config.trackers, tracked)
+        return StepLog(self.folder, resumed_step=self.step, trackers=trackers)
+
     def _is_epoch_saved(self, epoch: int) -> bool:
         every = self.config.checkpoint_every_epochs
         return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
@@ -225,6 +240,7 @@ class _Run:
                 "stream": self.stream.state_dict(),
                 "skipped": self.skipped.state_dict(),
                 "validation_kl": validation_kl,
+                "run_id": self.run_id,  # the first rank's is kept
             },
             ranks=self.ranks,
             keep=Keep(last=self.config.keep_checkpoints, every_steps=self.config.keep_every_steps),
@@ -417,7 +433,7 @@ _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
-    "peak_tflops", "upload", "allow_forgotten",
+    "peak_tflops", "trackers", "wandb_project", "upload", "allow_forgotten",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip
