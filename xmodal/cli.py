@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from shards.errors import UserError
@@ -162,16 +163,16 @@ def train(arguments: list[str]) -> int:
     """
     from xmodal.training.config import TrainConfig
 
-    is_dry_run = "--dry-run" in arguments
-    config = _config(TrainConfig, [argument for argument in arguments if argument != "--dry-run"], train)
+    # As other tools spell it, and as our settings are spelt.
+    others = [argument for argument in arguments if argument not in ("--dry-run", "--dry_run")]
+    is_dry_run = len(others) < len(arguments)
+    config = _config(TrainConfig, others, train)
     # torch's sockets warn where an address has no name, as on many a cluster's inner network.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if is_dry_run:
-        from xmodal.training.dry_run import dry_run, dry_run_text
+        from xmodal.training.dry_run import dry_run
 
-        found = dry_run(config)
-        if found:
-            print(dry_run_text(found))
+        dry_run(config, partial(print, flush=True))
         return 0
     from xmodal.training.stop import EXIT_STOPPED
     from xmodal.training.train import train as run

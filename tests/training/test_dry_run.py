@@ -1,5 +1,6 @@
 """`--dry-run` through the launchers: says everything, leaves nothing."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -31,7 +32,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_leaves_nothing(small_view, tmp_p
     assert f"vit_tiny_patch16_224, {NUM_PARAMETERS:,} parameters, 32 by 32 pixels" in said
     assert "27, 9 an epoch of 158 samples" in said
     assert re.search(r"MFU [0-9.]+% of 0.5 TFLOP/s", said)
-    assert re.search(r"all steps +0:00:\d\d ", said)
+    assert re.search(r"all steps +\d+:\d\d:\d\d ", said)
     table = {
         int(stage): [float(cell) for cell in re.findall(r"\d+\.\d\d", line)]
         for stage, line in re.findall(r"^ZeRO (\d)(.*)$", said, re.MULTILINE)
@@ -46,10 +47,24 @@ def test_a_dry_run_says_what_a_run_would_do_and_leaves_nothing(small_view, tmp_p
 
 def test_a_dry_run_refuses_what_a_run_would(small_view, tmp_path):
     with pytest.raises(UserError, match="no-view"):
-        dry_run(TrainConfig(view=str(tmp_path / "no-view"), output=str(tmp_path / "run")))
+        dry_run(TrainConfig(view=str(tmp_path / "no-view"), output=str(tmp_path / "run")), print)
     (tmp_path / "run" / "checkpoints" / "step-00000009").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step-00000009" / "commit.json").write_text("{}")
     begun = TrainConfig(view=str(small_view), output=str(tmp_path / "run"))
     pin_config(tmp_path / "run", begun)
     with pytest.raises(UserError, match="this run was begun with 10, not 3"):
-        dry_run(replace(begun, epochs=3))
+        dry_run(replace(begun, epochs=3), print)
+
+
+def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view, tmp_path):
+    # Terabytes of activations: a million patches a picture, and an MLP of 64 times the width in each of 16 blocks.
+    large = TINY_MODEL_ARGS | {"img_size": 8192, "mlp_ratio": 64, "depth": 16}
+    done = launch(
+        "python", settings(small_view, tmp_path / "run", f"--student.model_args={json.dumps(large)}", "--dry-run")
+    )
+    assert done.returncode == 2, done.stdout
+    assert re.search(r"^ZeRO 3 ", done.stdout, re.MULTILINE)
+    assert re.search(r"xmodal: a step takes about \d+\.\d GiB, and this machine has ", done.stdout)
+    assert "lower micro_batch_size" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "all steps" not in done.stdout
