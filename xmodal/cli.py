@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from shards.errors import UserError
@@ -157,17 +158,46 @@ def calibrate(arguments: list[str]) -> None:
 def train(arguments: list[str]) -> int:
     """View → student: train by DeepSpeed; `deepspeed launch/train.py` does the same on many ranks.
 
-    Ends with exit code 75 where it was asked to stop (SIGTERM, or the stop file) and can go on.
+    Ends with exit code 75 where it was asked to stop (SIGTERM, or the stop file) and can go on. `--dry-run` says what
+    the run would do, the memory that it takes, and how long by a step that is really done, and writes nothing.
     """
     from xmodal.training.config import TrainConfig
 
-    config = _config(TrainConfig, arguments, train)
+    # As other tools spell it, and as our settings are spelt.
+    others = [argument for argument in arguments if argument not in ("--dry-run", "--dry_run")]
+    is_dry_run = len(others) < len(arguments)
+    config = _config(TrainConfig, others, train)
     # torch's sockets warn where an address has no name, as on many a cluster's inner network.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if is_dry_run:
+        from xmodal.training.dry_run import dry_run
+
+        dry_run(config, partial(print, flush=True))
+        return 0
     from xmodal.training.stop import EXIT_STOPPED
     from xmodal.training.train import train as run
 
     return 0 if run(config) else EXIT_STOPPED
+
+
+def export(arguments: list[str]) -> None:
+    """Checkpoint → student: a timm folder with a model card; also to the hub and as ONNX (`xmodal export RUN OUT`)."""
+    from xmodal.training.export import ExportConfig
+    from xmodal.training.export import export as run
+
+    # As the hub's own tools spell it.
+    spelt = [argument.replace("--push-to-hub", "--push_to_hub", 1) for argument in arguments]
+    config = _config(ExportConfig, _named(spelt, "checkpoint", "output"), export)
+    summary = run(config)
+    rows: list[tuple[str, object]] = [
+        ("from", f"{summary.checkpoint}, step {summary.step}"),
+        ("weights", f"{summary.weights}, {summary.num_parameters:,}"),
+    ]
+    if summary.onnx_difference is not None:
+        rows.append(("model.onnx", f"its logits differ from the student's by {summary.onnx_difference:.1e} at most"))
+    if summary.url:
+        rows.append(("uploaded", summary.url))
+    _print_table(f"Student {os.path.abspath(config.output)}", rows)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -377,7 +407,7 @@ def doctor(arguments: list[str]) -> int:
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
-        *(collect, label, curate, agree, calibrate, train, evaluate, report, demo),
+        *(collect, label, curate, agree, calibrate, train, export, evaluate, report, demo),
         *(view, forget, shards, doctor),
     )
 }
@@ -419,7 +449,7 @@ def _print_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
 def _start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # They speak at INFO of every step that they take.
-    for name in ("httpx", "urllib3", "botocore", "filelock", "accelerate", "timm", "DeepSpeed"):
+    for name in ("httpx", "httpx2", "urllib3", "botocore", "filelock", "accelerate", "timm", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Warns, whenever DeepSpeed is imported, that a machine without a GPU has none.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

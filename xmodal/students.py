@@ -24,6 +24,7 @@ from shards.checks import require_range
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from xmodal.labels import CLASSES
+from xmodal.model_card import model_card
 
 PRESETS = {
     "ViT_B32": "vit_base_patch32_224.augreg_in21k",
@@ -197,33 +198,18 @@ def export_student(
 
 
 def _model_card(model: torch.nn.Module, provenance: Mapping[str, Any]) -> str:
-    spec = input_spec(model)
-    pretrained_config = cast(dict[str, Any], model.pretrained_cfg)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if has_mlp_head(model):
         head, loading = f"two layers, {MLP_WIDTH} hidden units (bare timm cannot load them)", _LOAD_BY_XMODAL
     else:
         head, loading = "linear", _LOAD_BY_TIMM
-    return f"""---
-library_name: timm
-tags:
-- image-classification
-- timm
----
-# Image sentiment student
-
-Predicts negative, neutral or positive sentiment from a picture alone. It learned from the soft labels that a text
-teacher gave to the texts of posts; no person annotated its training pictures.
-
-- Architecture: {pretrained_config["architecture"]}, {num_parameters:,} parameters; head: {head}
-- Input: RGB, {spec.size} by {spec.size} pixels; outputs: logits of {", ".join(CLASSES)}
-- View it learned from: `{provenance.get("view_fingerprint", "unknown")}`
-- Steps: {provenance.get("steps", "unknown")}; all settings are in `provenance.json`
-
-```python
-{loading}
-```
-"""
+    return model_card(
+        architecture=cast(dict[str, Any], model.pretrained_cfg)["architecture"],
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        head=head,
+        size=input_spec(model).size,
+        loading=loading,
+        provenance=provenance,
+    )
 
 
 _LOAD_BY_TIMM = """import timm

@@ -27,6 +27,7 @@ from xmodal.label_quality.calibrate import CalibrateConfig
 from xmodal.labelling.config import LabelConfig
 from xmodal.report.report import ReportConfig
 from xmodal.training.config import TrainConfig
+from xmodal.training.export import ExportConfig
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = {
@@ -36,6 +37,7 @@ CONFIGS = {
     "agree": AgreeConfig,
     "calibrate": CalibrateConfig,
     "train": TrainConfig,
+    "export": ExportConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "demo": DemoConfig,

@@ -13,7 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_view import make_view
 
 from shards.storage import LocalStorage
+from xmodal.labels import CLASSES
 from xmodal.students import StudentConfig, create_student
+from xmodal.training.costs import forward_flops
 from xmodal.training.metrics_file import read_metrics
 
 
@@ -22,9 +24,13 @@ def alone(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank under plain `python` that accumulates two micro-batches."""
     output = tmp_path_factory.mktemp("alone")
     done = launch(
-        "python", settings(small_view, output, "--micro_batch_size=8", "--deepspeed=configs/deepspeed/zero0.json")
+        "python",
+        settings(
+            small_view, output, "--micro_batch_size=8", "--deepspeed=configs/deepspeed/zero0.json", "--peak_tflops=0.5"
+        ),
     )
     assert done.returncode == 0, done.stdout
+    assert "  mfu " in done.stdout
     return output
 
 
@@ -64,7 +70,10 @@ def test_the_optimizer_has_taken_no_step_before_the_first(small_view, tmp_path, 
 
 
 def test_a_step_line_says_everything(alone):
+    flops = forward_flops(create_student(_tiny_student()), 32)
     for line in steps(alone):
+        # Of the peak that `alone` was told. No CPU's is known.
+        assert line["mfu"] == pytest.approx(line["images_per_second"] * 3 * flops / 0.5e12)
         assert line["grad_norm"] is None or line["grad_norm"] > 0
         assert line["images_per_second"] > 0
         assert 0 <= line["data_wait_share"] <= 1
@@ -72,7 +81,13 @@ def test_a_step_line_says_everything(alone):
     validation = [line for line in read_metrics(alone) if line["kind"] == "validation"]
     assert len(validation) == 1
     assert validation[0]["kl"] > 0
-    assert list((alone / "tensorboard").glob("events.*"))
+    recalls = [f"recall_{name}" for name in CLASSES]
+    assert validation[0]["recall_macro"] == pytest.approx(sum(validation[0][name] for name in recalls) / 3)
+    events = EventAccumulator(str(alone / "tensorboard"))
+    events.Reload()
+    for name in ("teacher_agreement", "recall_macro", *recalls):
+        assert [event.value for event in events.Scalars(f"validation/{name}")] == pytest.approx([validation[0][name]])
+    assert [event.value for event in events.Scalars("step/mfu")] == pytest.approx([one["mfu"] for one in steps(alone)])
 
 
 def test_the_student_learns(small_view, tmp_path):

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from shards.errors import UserError
 from shards.storage import LocalStorage
 from xmodal.training.engine_state import (
+    WEIGHT,
     gather_parameters,
     loss_scale_state,
     optimizer_numbers,
@@ -124,6 +125,36 @@ def load_checkpoint(engine: Any, folder: Path, *, ranks: Ranks) -> dict[str, Any
     return state
 
 
+def read_weights(folder: Path, world_size: int, kind: str) -> dict[str, torch.Tensor]:
+    """The student in a complete checkpoint of so many ranks: weights of this kind (`weight`, `ema`), and buffers.
+
+    What has none of this kind, since it never stepped, is as in `weight`; of each rank's buffers it is the mean.
+    Raises OSError or SafetensorError for files that are damaged.
+    """
+    values: dict[str, dict[str, list[torch.Tensor]]] = {}
+    for rank in range(world_size):
+        with safe_open(_share(folder, rank), "pt") as file:
+            for key in file.keys():  # noqa: SIM118  # it is no dict
+                found, _, name = key.partition(":")
+                if found in (WEIGHT, kind, _BUFFER):
+                    values.setdefault(name, {}).setdefault(found, []).append(file.get_tensor(key))
+    weights = {}
+    for name, by_kind in values.items():
+        if _BUFFER in by_kind:
+            weights[name] = _mean(by_kind[_BUFFER])
+        else:
+            [weights[name]] = by_kind.get(kind) or by_kind[WEIGHT]
+    return weights
+
+
+def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """In double precision, of numbers that have a mean; else the first."""
+    first = values[0]
+    if not first.is_floating_point():
+        return first
+    return torch.stack([value.double() for value in values]).mean(dim=0).to(first.dtype)
+
+
 def committed_steps(folder: Path) -> list[str]:
     """Names of the complete checkpoints, oldest first."""
     return sorted(path.parent.name for path in folder.glob(f"step-*/{COMMIT_FILE}"))
@@ -198,9 +229,7 @@ def _restore_buffers(module: torch.nn.Module, folder: Path, saved_by: int, ranks
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(_share(folder, rank), "pt")) for rank in sources]
         for name, buffer in buffers.items():
-            values = [file.get_tensor(f"{_BUFFER}:{name}") for file in files]
-            mean = torch.stack([value.double() for value in values]).mean(dim=0)
-            buffer.copy_(mean if buffer.is_floating_point() else values[0])
+            buffer.copy_(_mean([file.get_tensor(f"{_BUFFER}:{name}") for file in files]))
 
 
 def _read_commits(folder: Path) -> dict[int, dict[str, Any]]:

@@ -115,6 +115,14 @@ class TrainConfig:
     """Decides the initial weights, drop path and dropout. `stream.seed` decides order and augmentation."""
     log_every_steps: int = 10
     """Steps that one line of the log, and of metrics.jsonl, sums up."""
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
+    """Where the numbers of metrics.jsonl go besides. `wandb` (Weights & Biases) needs `pip install 'xmodal[wandb]'`,
+    heeds its own environment variables (such as WANDB_MODE), and goes on with its run when this one is resumed."""
+    wandb_project: str = "xmodal"
+    """Project in which Weights & Biases lists the run."""
+    peak_tflops: float = 0.0
+    """What MFU in the log is a share of: TFLOP/s of one device in 16 bits. 0: that of the GPU's data sheet where it is
+    a common one; else there is no MFU."""
     checkpoint_every_epochs: int = 1
     """Epochs between checkpoints, each after its validation; 0 for none."""
     checkpoint_every_steps: int = 0
@@ -145,7 +153,9 @@ class TrainConfig:
         require_range(self, "checkpoint_every_steps", "keep_every_steps", "max_skipped_steps", least=0)
         require_range(self, "step_timeout", "peer_timeout", above=0)
         require_range(self, "seed", least=0, below=2**31)
-        require_range(self, "mixup", least=0)
+        require_range(self, "mixup", "peak_tflops", least=0)
         if self.mixup and self.micro_batch_size == 1:
             raise ConfigError("mixup", self.mixup, "has no effect on forward passes of one sample; leave it at 0")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ConfigError("trackers", self.trackers, "names one twice")
         require_range(self, "frozen_epochs", least=0, most=self.epochs)

@@ -1,16 +1,17 @@
-"""What a run says of its steps: a line on the terminal, `metrics.jsonl`, and TensorBoard."""
+"""What a run says of its steps: a line on the terminal, `metrics.jsonl`, and trackers such as TensorBoard."""
 
 import logging
 import resource
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from xmodal.training.metrics_file import append_metrics, keep_metrics_until
+from xmodal.training.trackers import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -56,26 +57,27 @@ class StepClock:
 
 
 class StepLog:
-    """Writes to `metrics.jsonl` and TensorBoard of a run's folder; a resumed run goes on in both."""
+    """Writes to `metrics.jsonl` of a run's folder and to its trackers; a resumed run goes on in all of them."""
 
-    def __init__(self, folder: Path, *, resumed_step: int) -> None:
+    def __init__(self, folder: Path, *, resumed_step: int, trackers: Sequence[Tracker]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         keep_metrics_until(folder, resumed_step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+        self._trackers = trackers
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Record `values` as of `step` done steps; `kind` is "step" or "validation"."""
         append_metrics(self._folder, kind, step, values)
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.log(numbers, step)
         shown = "  ".join(f"{name} {_shown(value)}" for name, value in values.items() if value is not None)
         log.info("%s %d  %s", kind, step, shown)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
-        self._board.close()
+        """Have the trackers write or send what is left."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _shown(value: Any) -> str:

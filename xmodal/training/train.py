@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import xmodal
 from shards.batches import Batch, Normaliser
 from shards.errors import UserError
 from shards.json_object import parse_json_object
@@ -25,6 +25,7 @@ from xmodal.students import InputSpec, create_student, export_student, input_spe
 from xmodal.training.agreement import gather_objects, require_agreement, versions
 from xmodal.training.checkpoint import Keep, committed_steps, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
+from xmodal.training.costs import PASSES, device_peak, forward_flops, utilisation
 from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
@@ -38,14 +39,17 @@ from xmodal.training.engine import (
     set_ema_decay,
     set_learning_rate,
 )
-from xmodal.training.losses import DistillationLoss, teacher_entropy
+from xmodal.training.losses import DistillationLoss
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
+from xmodal.training.provenance import last_validation, provenance_of, settings_without_paths
 from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_process_group
 from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
+from xmodal.training.trackers import TrackedRun, open_trackers, require_trackers
 from xmodal.training.upload import Upload, fetch_newest
+from xmodal.training.validation import NUM_SUMS, validation_metrics, validation_sums
 from xmodal.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -62,6 +66,7 @@ def train(config: TrainConfig) -> bool:
     view = open_view(config.view)
     if not config.allow_forgotten:
         refuse_forgotten(view)
+    require_trackers(config.trackers)
     LocalStorage(config.output, create=True)
     stop = StopRequest(Path(config.stop_file or Path(config.output, "stop")))
     ranks = start_process_group(config.peer_timeout)
@@ -142,11 +147,15 @@ class _Run:
             world_size=ranks.world_size,
             max_grad_norm=config.optimizer.max_grad_norm,
         )
+        self.peak = config.peak_tflops * 1e12 or device_peak()
+        # Before there is an engine: ZeRO 3 takes the weights out of the model.
+        self.flops = forward_flops(model, self.spec.size) if self.peak and ranks.is_first else None
         self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
         limit_waiting(config.peer_timeout)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
         self.step = 0
+        self.run_id = secrets.token_hex(8)
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.upload: Upload | None = None
 
@@ -154,7 +163,7 @@ class _Run:
         """To the end, with an export, or to a stop request, with a checkpoint; whether it was the end."""
         state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks)
         if state is not None:
-            self.step = state["step"]
+            self.step, self.run_id = state["step"], state["run_id"]
             self.stream.load_state_dict(state["stream"])
             self.skipped.load_state_dict(state["skipped"])
             if self.step > self.total_steps:
@@ -163,7 +172,7 @@ class _Run:
                     "raise max_steps, or give a new `output` folder",
                 )
             log.info("resuming at step %d of %d", self.step, self.total_steps)
-        self.log = StepLog(self.folder, resumed_step=self.step) if self.ranks.is_first else None
+        self.log = self._step_log() if self.ranks.is_first else None
         if self.ranks.is_first:
             if state is None:
                 pin_config(self.folder, self.config)
@@ -206,6 +215,17 @@ class _Run:
             self._finish_upload()
         return finished
 
+    def _step_log(self) -> StepLog:
+        tracked = TrackedRun(
+            folder=self.folder,
+            run_id=self.run_id,
+            wandb_project=self.config.wandb_project,
+            settings=settings_without_paths(asdict(self.config)),
+            resumed_step=self.step,
+        )
+        trackers = open_trackers(self.config.trackers, tracked)
+        return StepLog(self.folder, resumed_step=self.step, trackers=trackers)
+
     def _is_epoch_saved(self, epoch: int) -> bool:
         every = self.config.checkpoint_every_epochs
         return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
@@ -220,6 +240,7 @@ class _Run:
                 "stream": self.stream.state_dict(),
                 "skipped": self.skipped.state_dict(),
                 "validation_kl": validation_kl,
+                "run_id": self.run_id,  # the first rank's is kept
             },
             ranks=self.ranks,
             keep=Keep(last=self.config.keep_checkpoints, every_steps=self.config.keep_every_steps),
@@ -328,6 +349,7 @@ class _Run:
                 "grad_norm": gradient_norm(self.engine),
                 "lr": rate,
                 "images_per_second": timing["images_per_second"] * self.ranks.world_size,
+                "mfu": self._mfu(timing["images_per_second"]),
                 "data_wait_share": timing["data_wait_share"],
                 "memory_gib": memory_gib(),
                 "damaged": self.stream.num_damaged,
@@ -335,6 +357,14 @@ class _Run:
                 "samples": all_samples.item(),
             }
             self.log.write("step", self.step, values)
+
+    def _mfu(self, images_per_second: float) -> float | None:
+        """Of this rank, as all others; None where the device's peak is not known."""
+        if not self.peak or not self.flops:
+            return None
+        # A frozen backbone has a forward pass alone.
+        passes = PASSES if self.step > self.frozen_steps else 1
+        return utilisation(images_per_second, passes * self.flops, self.peak)
 
     @torch.no_grad()
     def _validate(self, epoch: int) -> float | None:
@@ -354,37 +384,18 @@ class _Run:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
-        sums = torch.zeros(4, dtype=torch.float64, device=self.engine.device)
+        sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.engine.device)
         for batch in stream:
-            sums += self._validation_sums(student, batch)
+            logits = student(self._pixels(batch)).float()
+            targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
+            sums += validation_sums(logits, targets, self.loss(logits, targets), mask)
         dist.all_reduce(sums)
-        num_samples, loss, divergence, agreeing = sums.tolist()
-        if not num_samples:
+        values = validation_metrics(sums)
+        if not values:
             return None
         if self.log:
-            values = {
-                "epoch": epoch,
-                "loss": loss / num_samples,
-                "kl": divergence / num_samples,
-                "teacher_agreement": agreeing / num_samples,
-            }
-            self.log.write("validation", self.step, values)
-        return divergence / num_samples
-
-    def _validation_sums(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = student(self._pixels(batch)).float()
-        targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
-        losses = self.loss(logits, targets)
-        cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
-        rows = torch.stack(
-            [
-                torch.ones_like(losses),
-                losses,
-                cross_entropy - teacher_entropy(targets),
-                (logits.argmax(dim=1) == targets.argmax(dim=1)).float(),
-            ]
-        )
-        return (rows * mask).double().sum(dim=1)
+            self.log.write("validation", self.step, {"epoch": epoch, **values})
+        return values["kl"]
 
     def _averaged_student(self) -> torch.nn.Module:
         """The moving average, whole on each rank, in the precision that is trained in."""
@@ -400,12 +411,14 @@ class _Run:
         if not self.ranks.is_first:
             return
         model = self._student(weights)
-        provenance = {
-            "xmodal": xmodal.__version__,
-            "view_fingerprint": self.view.fingerprint,
-            "steps": self.step,
-            "config": asdict(self.config),
-        }
+        provenance = provenance_of(
+            asdict(self.config),
+            view_fingerprint=self.view.fingerprint,
+            view_counts=self.view.description["counts"],
+            steps=self.step,
+            weights="ema" if self.config.optimizer.ema_decay else "raw",
+            validation=last_validation(self.folder, self.step),
+        )
         export_student(
             model,
             str(self.folder / "student"),
@@ -420,7 +433,7 @@ _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
-    "upload", "allow_forgotten",
+    "peak_tflops", "trackers", "wandb_project", "upload", "allow_forgotten",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip

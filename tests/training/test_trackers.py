@@ -1,0 +1,46 @@
+"""Trackers of experiments: they get a run's numbers, from one rank, and go on with it when it is resumed."""
+
+import sys
+
+from launchers import launch, settings
+
+from xmodal import cli
+
+
+def test_wandb_gets_the_numbers_and_goes_on_with_the_run_that_is_resumed(small_view, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    output = tmp_path / "run"
+    more = "--epochs=2", "--trackers=[wandb]", "--wandb_project=crowd"
+    first = launch("torchrun", settings(small_view, output, *more, "--max_steps=9"))
+    assert first.returncode == 0, first.stdout
+    second = launch("python", settings(small_view, output, *more))
+    assert second.returncode == 0, second.stdout
+    folders = sorted(path for path in (output / "wandb").glob("offline-run-*"))
+    # `offline-run-TIME-ID`: two ranks made one of them, and the resumed run has the same id.
+    assert len(folders) == 2
+    assert len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1
+    for folder in folders:
+        [file] = folder.glob("run-*.wandb")
+        content = file.read_bytes()
+        for said in (b"step/loss", b"validation/recall_macro", b"global_batch_size", b"crowd"):
+            assert said in content, said
+        assert str(small_view).encode() not in content
+        assert not list(folder.rglob("output.log"))  # lines on the terminal may name posts
+    assert not (output / "tensorboard").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_told_in_two_lines_before_the_run(small_view, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for dry in ([], ["--dry-run"]):
+        assert cli.main(["train", *settings(small_view, tmp_path / "run", "--trackers=[wandb]"), *dry]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 2
+        assert "trackers: wandb is not installed" in told[0]
+        assert "pip install 'xmodal[wandb]'" in told[1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_named_twice_is_refused(small_view, tmp_path, capsys):
+    assert cli.main(["train", *settings(small_view, tmp_path / "run", "--trackers=[wandb,wandb]")]) == 2
+    assert "names one twice" in capsys.readouterr().err

@@ -1,0 +1,378 @@
+"""`xmodal train --dry-run`: what a run would do and cost, with the time of a step that is really done."""
+
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from shards.errors import UserError
+from shards.stream import TrainStream
+from shards.view import open_view, target_array
+from xmodal.curation.forgotten import refuse_forgotten
+from xmodal.labels import CLASSES
+from xmodal.students import create_student, input_spec
+from xmodal.training.checkpoint import committed_steps
+from xmodal.training.config import TrainConfig
+from xmodal.training.costs import (
+    BUCKET_ELEMENTS,
+    PASSES,
+    PASSES_RECOMPUTED,
+    RankMemory,
+    activation_bytes,
+    device_peak,
+    forward_flops,
+    num_parameters,
+    rank_memory,
+    utilisation,
+)
+from xmodal.training.engine import create_engine, micro_batches_per_step, resolve_deepspeed_config
+from xmodal.training.losses import DistillationLoss
+from xmodal.training.ranks import Ranks, limit_waiting, start_process_group
+from xmodal.training.step_log import memory_gib
+from xmodal.training.trackers import require_trackers
+from xmodal.training.train import check_pinned_config
+
+WORLD_SIZES = (1, 8, 64)
+"""Numbers of ranks that memory is estimated for, besides the run's own."""
+SHORT_STEP = 5.0
+LONG_STEP = 60.0
+"""Seconds. After a first step that warms up, five are measured that are short, one that is longer; the first one itself
+where it is long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run would do, as far as it is known before a step is done."""
+
+    config: TrainConfig
+    deepspeed: dict[str, Any]
+    """DeepSpeed's config with all values filled in."""
+    num_parameters: int
+    size: int
+    flops: int | None
+    """Of one forward pass of one image."""
+    num_samples: int
+    steps_per_epoch: int
+    total_steps: int
+    frozen_steps: int
+    world_size: int
+    micro_batches: int
+    micro_batch_size: int
+    device: str
+    memory: dict[int, dict[int, RankMemory]]
+    """By ZeRO stage and number of ranks."""
+    peak: float | None
+
+    @property
+    def stage(self) -> int:
+        """ZeRO's."""
+        return self.deepspeed["zero_optimization"]["stage"]
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether weights or the optimizer's state lie elsewhere than the estimate has them."""
+        return any(self.deepspeed["zero_optimization"].get(f"offload_{part}") for part in ("param", "optimizer"))
+
+    @property
+    def own_memory(self) -> RankMemory:
+        """Of a rank of this run."""
+        return self.memory[self.stage][self.world_size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStep:
+    """Seconds that a step of a plan really takes."""
+
+    plan: RunPlan
+    pass_seconds: float
+    """Of the forward and backward pass of a micro-batch."""
+    update_seconds: float
+    """Of the optimizer."""
+    memory_gib: float
+    """Most that this rank has held meanwhile; on a CPU with all of Python."""
+
+    @property
+    def seconds(self) -> float:
+        """Of an optimizer step with all of its micro-batches."""
+        return self.plan.micro_batches * self.pass_seconds + self.update_seconds
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all ranks."""
+        return self.plan.config.global_batch_size / self.seconds
+
+    @property
+    def seconds_of_all(self) -> float:
+        """Of all steps; with a frozen backbone there is a forward pass alone."""
+        frozen = min(self.plan.frozen_steps, self.plan.total_steps)
+        saved = frozen * self.plan.micro_batches * self.pass_seconds * (1 - 1 / PASSES)
+        return self.plan.total_steps * self.seconds - saved
+
+
+def dry_run(config: TrainConfig, tell: Callable[[str], None]) -> None:
+    """Tell the plan, then the time of a step that is really done, on random pictures. Nothing is written.
+
+    The first rank alone tells. Raises UserError for what `train` would refuse before its first step, and, after the
+    plan, for a step that this machine has no memory for.
+    """
+    view = open_view(config.view)
+    if not config.allow_forgotten:
+        refuse_forgotten(view)
+    require_trackers(config.trackers)
+    if committed_steps(Path(config.output, "checkpoints")):
+        check_pinned_config(Path(config.output), config)
+    ranks = start_process_group(config.peer_timeout)
+    try:
+        if not ranks.is_first:
+            logging.getLogger().setLevel(logging.WARNING)
+        model = create_student(config.student)
+        spec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
+        micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
+        stream = TrainStream(
+            view,
+            config=config.stream,
+            size=spec.size,
+            augment=config.augment,
+            global_batch_size=config.global_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            micro_batches=micro_batches,
+        )
+        resolved = resolve_deepspeed_config(
+            config.deepspeed,
+            global_batch_size=config.global_batch_size,
+            micro_batches=micro_batches,
+            world_size=ranks.world_size,
+            max_grad_norm=config.optimizer.max_grad_norm,
+        )
+        micro_batch_size = stream.micro_batch_size
+        # Before there is an engine: ZeRO 3 takes the weights out of the model.
+        num_weights, flops = num_parameters(model), forward_flops(model, spec.size)
+        dtype = _dtype(resolved)
+        activations = activation_bytes(model, spec.size, micro_batch_size, dtype)
+        of_one_micro_batch = {
+            **resolved,
+            "train_batch_size": micro_batch_size * ranks.world_size,
+            "gradient_accumulation_steps": 1,
+        }
+        schedule_steps = config.epochs * stream.steps_per_epoch
+        plan = RunPlan(
+            config=config,
+            deepspeed=resolved,
+            num_parameters=num_weights,
+            size=spec.size,
+            flops=flops,
+            num_samples=stream.num_samples,
+            steps_per_epoch=stream.steps_per_epoch,
+            total_steps=min(schedule_steps, config.max_steps or schedule_steps),
+            frozen_steps=config.frozen_epochs * stream.steps_per_epoch,
+            world_size=ranks.world_size,
+            micro_batches=micro_batches,
+            micro_batch_size=micro_batch_size,
+            device=torch.cuda.get_device_name() if torch.cuda.is_initialized() else "CPU",
+            memory=_memory(config, resolved, num_weights, activations or 0, dtype, ranks),
+            peak=config.peak_tflops * 1e12 or device_peak(),
+        )
+        if ranks.is_first:
+            tell(plan_text(plan))
+        _require_memory(plan)
+        loss = DistillationLoss(config.loss, lambda: torch.from_numpy(target_array(view.split("train").rows)))
+        try:
+            engine = create_engine(model, config.optimizer, of_one_micro_batch, config.deepspeed)
+            limit_waiting(config.peer_timeout)
+            pass_seconds, update_seconds = _measure(engine, loss, micro_batch_size, spec.size, dtype)
+        except torch.OutOfMemoryError as error:
+            raise UserError("a step takes more memory than this GPU has", _LESS_MEMORY) from error
+        if ranks.is_first:
+            measured = MeasuredStep(
+                plan=plan, pass_seconds=pass_seconds, update_seconds=update_seconds, memory_gib=memory_gib()
+            )
+            tell(measured_text(measured))
+    finally:
+        dist.destroy_process_group()
+
+
+_LESS_MEMORY = (
+    "lower micro_batch_size, set student.gradient_checkpointing, or take more ranks or a higher ZeRO stage (deepspeed)"
+)
+
+
+def _require_memory(plan: RunPlan) -> None:
+    """Raise UserError for a step that cannot fit, by the estimate: on a CPU the kernel would end the process."""
+    if plan.is_offloaded:
+        return
+    if torch.cuda.is_initialized():
+        owner, room = plan.device, torch.cuda.get_device_properties().total_memory
+    else:
+        owner, room = "this machine", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if plan.own_memory.total > room:
+        raise UserError(
+            f"a step takes about {plan.own_memory.total / 2**30:.1f} GiB, and {owner} has {room / 2**30:.1f} GiB",
+            _LESS_MEMORY,
+        )
+
+
+def _dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if deepspeed_config.get(name, {}).get("enabled"):
+            return dtype
+    return torch.float32
+
+
+def _measure(
+    engine: Any, loss: DistillationLoss, batch_size: int, size: int, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Seconds of a forward and backward pass, and of an optimizer step: medians."""
+    pixels = torch.rand(batch_size, 3, size, size).to(engine.device, dtype)
+    targets = torch.full((batch_size, len(CLASSES)), 1 / len(CLASSES), device=engine.device)
+    engine.train()
+    first = _timed_step(engine, loss, pixels, targets)
+    # All ranks do equally many, or they would wait for each other for ever.
+    num_more = 5 if sum(first) < SHORT_STEP else 1 if sum(first) < LONG_STEP else 0
+    repeats = torch.tensor(num_more, device=engine.device)
+    dist.broadcast(repeats, src=0)
+    times = [_timed_step(engine, loss, pixels, targets) for _ in range(int(repeats.item()))] or [first]
+    return statistics.median(one for one, _ in times), statistics.median(other for _, other in times)
+
+
+def _timed_step(
+    engine: Any, loss: DistillationLoss, pixels: torch.Tensor, targets: torch.Tensor
+) -> tuple[float, float]:
+    start = time.perf_counter()
+    engine.backward(loss(engine(pixels), targets).mean())
+    _wait_for_device()
+    middle = time.perf_counter()
+    engine.step()
+    _wait_for_device()
+    return middle - start, time.perf_counter() - middle
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _memory(
+    config: TrainConfig,
+    deepspeed_config: dict[str, Any],
+    num_weights: int,
+    activations: int,
+    dtype: torch.dtype,
+    ranks: Ranks,
+) -> dict[int, dict[int, RankMemory]]:
+    zero = deepspeed_config["zero_optimization"]
+    # Where none is given, ZeRO takes 500 million; without ZeRO there is none, and the other stages are as in our files.
+    bucket = zero.get("reduce_bucket_size", 500_000_000 if zero["stage"] else BUCKET_ELEMENTS)
+    return {
+        stage: {
+            world_size: rank_memory(
+                num_weights,
+                stage=stage,
+                world_size=world_size,
+                has_average=bool(config.optimizer.ema_decay),
+                activations=activations,
+                bucket_elements=int(bucket),
+                weight_bytes=dtype.itemsize,
+            )
+            for world_size in sorted({ranks.world_size, *WORLD_SIZES})
+        }
+        for stage in range(4)
+    }
+
+
+def plan_text(plan: RunPlan) -> str:
+    """All of it, as lines."""
+    lines = [
+        "config",
+        *_indented(yaml.safe_dump(_plain(asdict(plan.config)), sort_keys=False)),
+        "",
+        f"DeepSpeed, from {plan.config.deepspeed}",
+        *_indented(yaml.safe_dump(plan.deepspeed, sort_keys=False)),
+        "",
+        *_table(_plan_rows(plan)),
+        "",
+        *_memory_lines(plan),
+        "",
+        f"One step is being done on {plan.device}, of {plan.micro_batch_size} images a rank.",
+    ]
+    return "\n".join(lines)
+
+
+def _plan_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
+    student = plan.config.student
+    yield "student", f"{student.model}, {plan.num_parameters:,} parameters, {plan.size} by {plan.size} pixels"
+    if plan.flops:
+        trained = f"{PASSES * plan.flops / 1e9:.4g} GFLOP an image in training"
+        if student.gradient_checkpointing:
+            trained += f" ({PASSES_RECOMPUTED * plan.flops / 1e9:.4g} with what gradient checkpointing does twice)"
+        yield "operations", trained
+    accumulated = f"{plan.micro_batches} of {plan.micro_batch_size} a rank"
+    yield "global batch", f"{plan.config.global_batch_size} images: {accumulated}, {_ranks(plan.world_size)}"
+    yield "steps", f"{plan.total_steps:,}, {plan.steps_per_epoch:,} an epoch of {plan.num_samples:,} samples"
+
+
+def measured_text(measured: MeasuredStep) -> str:
+    """How long a step takes, and all of them, as lines."""
+    return "\n".join([*_table(_measured_rows(measured)), "", "A dry run: nothing was written."])
+
+
+def _measured_rows(measured: MeasuredStep) -> Iterator[tuple[str, str]]:
+    plan = measured.plan
+    yield (
+        "a step here",
+        f"{_seconds(measured.seconds)} on {plan.device}: {plan.micro_batches} times "
+        f"{_seconds(measured.pass_seconds)} of passes, {_seconds(measured.update_seconds)} of the optimizer",
+    )
+    speed = f"{measured.images_per_second:.4g} images/s"
+    if plan.peak and plan.flops:
+        share = utilisation(measured.images_per_second / plan.world_size, PASSES * plan.flops, plan.peak)
+        speed += f", MFU {share:.1%} of {plan.peak / 1e12:.4g} TFLOP/s"
+    yield "speed", speed
+    yield "memory here", f"{measured.memory_gib:.2f} GiB at most"
+    duration = timedelta(seconds=round(measured.seconds_of_all))
+    yield "all steps", f"{duration} (h:mm:ss), without waiting for data, validation and checkpoints"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
+
+
+def _table(rows: Iterator[tuple[str, str]]) -> list[str]:
+    return [f"{name:<12}  {value}" for name, value in rows]
+
+
+def _memory_lines(plan: RunPlan) -> Iterator[str]:
+    world_sizes = list(plan.memory[0])
+    yield f"GiB a rank, estimated, with {plan.micro_batch_size} images a pass" + (
+        ", and as if nothing were offloaded" if plan.is_offloaded else ""
+    )
+    yield "       " + "".join(f"{_ranks(number):>10}" for number in world_sizes)
+    for stage, by_world_size in plan.memory.items():
+        cells = "".join(f"{memory.total / 2**30:>10.2f}" for memory in by_world_size.values())
+        yield f"ZeRO {stage} {cells}" + ("  this run's" if stage == plan.stage else "")
+    passes = plan.own_memory.passes / 2**30
+    yield f"of this run's, {passes:.2f} are activations or, where those are more, gradients in float32"
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
+
+
+def _plain(value: Any) -> Any:
+    """As YAML has it."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]

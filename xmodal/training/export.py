@@ -1,0 +1,203 @@
+"""`xmodal export`: a checkpoint → a folder that timm loads, with a model card; to the hub and as ONNX if asked."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from safetensors import SafetensorError
+
+import xmodal
+from shards.errors import ConfigError, UserError
+from shards.json_object import parse_json_object
+from shards.view import open_view
+from xmodal.students import InputSpec, StudentConfig, create_student, export_student, input_spec
+from xmodal.training import ema
+from xmodal.training.checkpoint import COMMIT_FILE, committed_steps, read_weights
+from xmodal.training.engine_state import WEIGHT
+from xmodal.training.provenance import last_validation, provenance_of
+
+log = logging.getLogger(__name__)
+
+_GIVE_RUN = "give the `output` folder of `xmodal train`, or a folder in its checkpoints/"
+ONNX_FILE = "model.onnx"
+MAX_ONNX_DIFFERENCE = 1e-3
+"""Of a logit, where ONNX is allowed another order of sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """From a checkpoint to a student."""
+
+    checkpoint: str
+    """A run's `output` folder, for its newest checkpoint; or `checkpoints/best`, or `checkpoints/step-…` in it."""
+    output: str
+    """Folder for the student. One that is there is replaced."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """`ema`: the moving average. `raw`: the weights after the last step. `auto`: the average if there is one."""
+    onnx: bool = False
+    """Also write `model.onnx`, for any number of pictures, and compare what it says with the student. Needs
+    `pip install 'xmodal[onnx]'`."""
+    push_to_hub: str = ""
+    """Upload the folder to this model repository (`user/name`) of the Hugging Face hub, which is made private if it is
+    not there. `HF_TOKEN` in the environment, or `hf auth login`, says who you are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSummary:
+    """What was exported."""
+
+    checkpoint: Path
+    step: int
+    weights: str
+    num_parameters: int
+    onnx_difference: float | None
+    """Largest difference of a logit between ONNX and torch."""
+    url: str
+    """On the hub; empty where nothing was uploaded."""
+
+
+def export(config: ExportConfig) -> ExportSummary:
+    """Write the student of a checkpoint to `output`. Raises UserError for what is no complete checkpoint of a run."""
+    runtime = _onnx_runtime() if config.onnx else None
+    folder = find_checkpoint(Path(config.checkpoint))
+    run = folder.parent.parent
+    commit = parse_json_object((folder / COMMIT_FILE).read_bytes(), str(folder / COMMIT_FILE), _GIVE_RUN)
+    settings, student_config = _read_settings(run / "config.json")
+    has_average = bool(settings["optimizer"]["ema_decay"])
+    weights = {"auto": "ema" if has_average else "raw"}.get(config.weights, config.weights)
+    if weights == "ema" and not has_average:
+        raise ConfigError("weights", "ema", "cannot be: the run has kept no moving average (optimizer.ema_decay)")
+    model = _load(student_config, folder, commit, weights)
+    spec = input_spec(model, student_config.eval_crop_share, student_config.eval_squash)
+    fingerprint = commit["stream"]["fingerprint"]
+    provenance = provenance_of(
+        settings,
+        view_fingerprint=fingerprint,
+        view_counts=_view_counts(settings["view"], fingerprint),
+        steps=commit["step"],
+        weights=weights,
+        validation=last_validation(run, commit["step"]),
+    )
+    export_student(model, config.output, crop_share=spec.crop_share, squash=spec.squash, provenance=provenance)
+    difference = _write_onnx(runtime, model, spec, Path(config.output, ONNX_FILE)) if runtime else None
+    return ExportSummary(
+        checkpoint=folder,
+        step=commit["step"],
+        weights=weights,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        onnx_difference=difference,
+        url=_push(config.push_to_hub, config.output) if config.push_to_hub else "",
+    )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a complete checkpoint that a user means by `path`. Raises UserError if there is none."""
+    if path.is_file() and path.name in ("latest", "best"):
+        path = path.parent / path.read_text().strip()
+    if (path / COMMIT_FILE).is_file():
+        return path
+    checkpoints = path if path.name == "checkpoints" else path / "checkpoints"
+    complete = committed_steps(checkpoints)
+    if not complete:
+        raise UserError(f"{path}: no complete checkpoint", _GIVE_RUN)
+    return checkpoints / complete[-1]
+
+
+def _read_settings(path: Path) -> tuple[dict[str, Any], StudentConfig]:
+    """A run's config as plain values, and the student's part of it."""
+    try:
+        settings = parse_json_object(path.read_bytes(), str(path), _GIVE_RUN)
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}", _GIVE_RUN) from None
+    try:
+        return settings, StudentConfig(**settings["student"])
+    except (TypeError, LookupError) as error:
+        raise UserError(
+            f"{path}: is no config of a run of xmodal {xmodal.__version__}: {error}",
+            "export it with the version that trained it",
+        ) from error
+
+
+def _load(config: StudentConfig, folder: Path, commit: dict[str, Any], weights: str) -> torch.nn.Module:
+    model = create_student(replace(config, pretrained=False, gradient_checkpointing=False))
+    try:
+        model.load_state_dict(read_weights(folder, commit["world_size"], ema.KEY if weights == "ema" else WEIGHT))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {error}", "give another checkpoint of the run") from error
+    return model.eval()
+
+
+def _view_counts(url: str, fingerprint: str) -> dict[str, Any] | None:
+    """How much the student learned from, if the view is still where it was."""
+    try:
+        view = open_view(url)
+    except UserError as error:
+        log.info("the model card will not have the view's counts: %s", error.what)
+        return None
+    if view.fingerprint != fingerprint:
+        log.info("the model card will not have the view's counts: %s is another view now", url)
+        return None
+    return view.description["counts"]
+
+
+def _onnx_runtime() -> Any:
+    """The module that runs ONNX. Raises UserError if what torch and we need for it is not installed."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch.onnx needs it
+    except ImportError as error:
+        raise UserError(f"onnx: {error.name} is not installed", "pip install 'xmodal[onnx]'") from error
+    return onnxruntime
+
+
+def _write_onnx(runtime: Any, model: torch.nn.Module, spec: InputSpec, path: Path) -> float:
+    """Write the model, run it on other numbers of pictures than it was traced with, and return how far it is off."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(3, 3, spec.size, spec.size, generator=generator)
+    try:
+        torch.onnx.export(
+            model,
+            (pictures[:2],),
+            str(path),
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"onnx: torch cannot write this student: {str(error).strip().splitlines()[0]}",
+            "export without --onnx true; the student itself is there",
+        ) from error
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference = 0.0
+    with torch.inference_mode():
+        for batch in (pictures[:1], pictures):
+            [logits] = session.run(["logits"], {"pixels": batch.numpy()})
+            difference = max(difference, (torch.from_numpy(logits) - model(batch)).abs().max().item())
+    if difference > MAX_ONNX_DIFFERENCE:
+        path.unlink()
+        raise UserError(
+            f"onnx: its logits differ from the student's by up to {difference:.2g}",
+            "export without --onnx true; the student itself is there",
+        )
+    return difference
+
+
+def _push(name: str, folder: str) -> str:
+    api = HfApi()
+    try:
+        repository = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Student exported by xmodal")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        raise UserError(
+            f"push_to_hub: {name}: {str(error).strip().splitlines()[0]}",
+            f"set HF_TOKEN to a token that may write there; the student is in {folder}",
+        ) from error
+    return str(repository)

@@ -1,0 +1,47 @@
+"""How near a student is to its teacher: sums that ranks add up, and the metrics that these make."""
+
+import torch
+
+from xmodal.labels import CLASSES
+from xmodal.training.losses import teacher_entropy
+
+NUM_SUMS = 3 + 2 * len(CLASSES)
+
+
+def validation_sums(
+    logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Sums over the samples of a batch that `mask` (B) keeps, float64; those of disjoint batches add up.
+
+    `logits` and `targets`, the teacher's probabilities, are (B, classes); `losses` is (B). Returns `NUM_SUMS` values:
+    samples, losses, divergences, and by the teacher's most probable class: samples, and those in which the student's
+    is the same.
+    """
+    cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
+    of_class = torch.nn.functional.one_hot(targets.argmax(dim=1), len(CLASSES)).T
+    agreeing = logits.argmax(dim=1) == targets.argmax(dim=1)
+    rows = torch.stack(
+        [torch.ones_like(losses), losses, cross_entropy - teacher_entropy(targets), *of_class, *(of_class * agreeing)]
+    )
+    return (rows * mask).double().sum(dim=1)
+
+
+def validation_metrics(sums: torch.Tensor) -> dict[str, float | None]:
+    """`loss`, `kl`, `teacher_agreement` and recalls, from the sums of all samples; nothing of none.
+
+    `recall_CLASS` is the share of the samples whose most probable class by the teacher is this one in which it is the
+    student's, too; None where there are none. `recall_macro` is the mean over the classes that have one.
+    """
+    num_samples, loss, divergence, *by_class = sums.tolist()
+    if not num_samples:
+        return {}
+    of_class, agreeing = by_class[: len(CLASSES)], by_class[len(CLASSES) :]
+    recalls = [share / count if count else None for share, count in zip(agreeing, of_class, strict=True)]
+    known = [recall for recall in recalls if recall is not None]
+    return {
+        "loss": loss / num_samples,
+        "kl": divergence / num_samples,
+        "teacher_agreement": sum(agreeing) / num_samples,
+        **{f"recall_{name}": recall for name, recall in zip(CLASSES, recalls, strict=True)},
+        "recall_macro": sum(known) / len(known),
+    }
