@@ -15,6 +15,8 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import safe_get_full_fp32_param
 from timm.optim import param_groups_layer_decay
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
@@ -28,7 +30,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distri
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-_USE_OURS = "give one of configs/deepspeed/zero{0,1,2,3}.json"
+_USE_OURS = "give one of configs/deepspeed/*.json"
 # What DeepSpeed raises for settings that it, or this machine, cannot do; pydantic's are ValueErrors.
 _DEEPSPEED_ERRORS = (ValueError, TypeError, AssertionError, NotImplementedError, ZeRORuntimeException)
 
@@ -138,7 +140,8 @@ def create_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.o
     if config.kind == "radam":
         optimizer = torch.optim.RAdam(groups, lr=0.0, betas=config.betas, decoupled_weight_decay=True)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+        # One pass over memory instead of ten; of the steps it is all that is no matrix product.
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
     if config.ema_decay:
         ema.keep_average(optimizer)
     return optimizer
@@ -162,6 +165,22 @@ def create_engine(
     if engine.zero_optimization_stage() == 0:
         base.state.clear()
     return engine
+
+
+def compile_student(engine: Any) -> None:
+    """Have torch compile the student when it first runs, in place: the names of its weights stay as they are.
+
+    Raises UserError where there is no compiler to do it with.
+    """
+    if engine.device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise UserError(
+                "compile: torch needs a C++ compiler for it, and found none that works",
+                "install g++, name one in the variable CXX, or set compile=false",
+            ) from None
+    engine.compile()
 
 
 def set_learning_rate(engine: Any, rate: float, *, head_only: bool = False) -> None:
@@ -190,7 +209,16 @@ def restart_optimizer(engine: Any) -> None:
 def gradient_norm(engine: Any) -> float | None:
     """The global norm of the last step's gradients before clipping; None where the engine does not know it."""
     norm = engine.get_global_grad_norm()
-    return None if norm is None or not math.isfinite(float(norm)) else float(norm)
+    if norm is None or not math.isfinite(float(norm)):
+        return None
+    # Without ZeRO, DeepSpeed leaves the loss scale of float16 in it.
+    is_scaled = isinstance(engine.optimizer, FP16_UnfusedOptimizer)
+    return float(norm) / (engine.optimizer.loss_scale if is_scaled else 1.0)
+
+
+def loss_scale(engine: Any) -> float | None:
+    """What losses are multiplied with lest small gradients vanish in float16; None in other precisions."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
 
 
 def average_buffers(module: torch.nn.Module, world_size: int) -> None:

@@ -28,10 +28,12 @@ from xmodal.training.config import TrainConfig
 from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
+    compile_student,
     create_engine,
     frozen_backbone,
     full_averaged_weights,
     gradient_norm,
+    loss_scale,
     micro_batches_per_step,
     resolve_deepspeed_config,
     restart_optimizer,
@@ -143,6 +145,8 @@ class _Run:
             max_grad_norm=config.optimizer.max_grad_norm,
         )
         self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
+        if config.compile:
+            compile_student(self.engine)
         limit_waiting(config.peer_timeout)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
@@ -294,9 +298,9 @@ class _Run:
         rows = [row for batch in batches for row in batch.rows.tolist()]
         found = gather_suspects(torch.cat(losses), [keys[row].as_py() for row in rows], self.ranks)
         if self.skipped.are_too_many():
-            raise too_many(self.skipped.in_a_row, self.step, describe(*found))
+            raise too_many(self.skipped.in_a_row, self.step, describe(*found, loss_scale(self.engine)))
         if self.ranks.is_first:
-            log.warning("step %d was skipped: %s", self.step, describe(*found))
+            log.warning("step %d was skipped: %s", self.step, describe(*found, loss_scale(self.engine)))
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns its samples' losses."""
@@ -326,6 +330,7 @@ class _Run:
             values = {
                 "loss": loss.item() / self.ranks.world_size,
                 "grad_norm": gradient_norm(self.engine),
+                "loss_scale": loss_scale(self.engine),
                 "lr": rate,
                 "images_per_second": timing["images_per_second"] * self.ranks.world_size,
                 "data_wait_share": timing["data_wait_share"],
@@ -420,7 +425,7 @@ _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
-    "upload", "allow_forgotten",
+    "upload", "allow_forgotten", "compile",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip
