@@ -2,6 +2,9 @@
 
     python benchmarks/step.py --quick --json step.json
     python benchmarks/step.py --timm ~/pytorch-image-models --json step.json
+    python benchmarks/step.py --contenders xmodal --models ViT_L16 --ranks 2 --batch-size 1 --rounds 1
+
+The last one takes some minutes and tells the memory of a rank at each ZeRO stage, of which it needs 8 GB.
 
 - `xmodal ZeRO-n`: `launch/train.py` as a user starts it, on a view of JPEGs (600 by 450 pixels, random crops of 224,
   half of them mirrored), with its stream, its log, its checks. Figures are those of its metrics.jsonl.
@@ -48,7 +51,7 @@ WITH_STAGES = ("xmodal", "engine")
 RECOMPUTED = ("ViT_L16", "ViT_L32")
 """Models with gradient checkpointing."""
 MIN_CROP_AREA, MAX_CROP_ASPECT = 0.08, 4 / 3
-IMAGES_PER_SECOND, WAIT, MEMORY = "images_per_second", "data_wait_percent", "memory_gib"
+IMAGES_PER_SECOND, WAIT, MEMORY, PARAMETERS = "images_per_second", "data_wait_percent", "memory_gib", "parameters"
 Figures = dict[str, float]
 
 
@@ -154,7 +157,7 @@ class Case:
             file.write_bytes(content)
 
     def run(self, contender: str, stage: int | None) -> Figures:
-        """The figures of one run, with the number of the student's parameters. Raises SystemExit if it fails."""
+        """The figures of one run. Raises SystemExit if it fails."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             runner = {"xmodal": self._run_xmodal, "timm": self._run_timm}.get(contender)
             return runner(stage, Path(folder)) if runner else self._run_loop(contender, stage, Path(folder))
@@ -184,7 +187,7 @@ class Case:
             IMAGES_PER_SECOND: plan.counted_steps * self.global_batch_size / sum(seconds),
             WAIT: 100 * waited / sum(seconds),
             MEMORY: lines[-1][MEMORY],
-            "parameters": parameters,
+            PARAMETERS: parameters,
         }
 
     def _run_loop(self, contender: str, stage: int | None, folder: Path) -> Figures:
@@ -220,7 +223,7 @@ class Case:
             IMAGES_PER_SECOND: plan.counted_steps * self.global_batch_size / seconds,
             WAIT: 100 * waited / seconds,
             MEMORY: peak_gib,
-            "parameters": int(parameters[1]),
+            PARAMETERS: int(parameters[1]),
         }
 
     def _launch(self, launcher: str, arguments: Sequence[str]) -> tuple[str, float]:
@@ -280,16 +283,16 @@ def version_of(timm_folder: Path) -> str:
 def run_rounds(case: Case, rounds: int, results: dict[str, dict[str, list[float]]]) -> None:
     """Add every round's figures of a case; the contenders take turns, and another one begins each round."""
     for number in range(rounds):
-        first = number % len(case.contenders)
-        parameters: dict[str, float] = {}
+        first, names = number % len(case.contenders), []
         for contender, stage in case.contenders[first:] + case.contenders[:first]:
             name = contender if stage is None else f"{contender} ZeRO-{stage}"
             figures = case.run(contender, stage)
-            parameters[name] = figures.pop("parameters")
+            names.append(name)
             for figure, value in figures.items():
                 results.setdefault(name, {}).setdefault(f"{figure}, {case.name}", []).append(value)
             shown = ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
             print(f"{case.name}, round {number + 1} of {rounds}: {name}: {shown}", flush=True)
+        parameters = {name: results[name][f"{PARAMETERS}, {case.name}"][-1] for name in names}
         if len(set(parameters.values())) > 1:
             raise SystemExit(f"the contenders train other students; their parameters: {parameters}")
 

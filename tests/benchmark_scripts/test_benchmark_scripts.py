@@ -163,7 +163,8 @@ def test_the_benchmark_of_training_steps_checks_and_writes_its_report_without_ti
     case = "vit_tiny_patch16_224 on 1 rank"
     for name, figures in results.items():
         of_ours = [f"data_wait_percent, {case}"] if name.startswith("xmodal") else []
-        assert sorted(figures) == sorted([f"images_per_second, {case}", f"memory_gib, {case}", *of_ours])
+        of_all = [f"{figure}, {case}" for figure in ("images_per_second", "memory_gib", "parameters")]
+        assert sorted(figures) == sorted([*of_all, *of_ours])
         assert all(len(values) == 1 for values in figures.values())
         assert figures[f"images_per_second, {case}"][0] > 0
         assert 0.1 < figures[f"memory_gib, {case}"][0] < 8
