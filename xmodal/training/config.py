@@ -95,7 +95,7 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     compile: bool = False
     """Have torch make kernels for the student as it is (`torch.compile`): minutes at the start and at the first
-    validation, then faster steps. On processors it needs a C++ compiler."""
+    validation, then faster steps."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     loss: LossConfig = field(default_factory=LossConfig)

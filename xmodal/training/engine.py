@@ -15,8 +15,6 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import safe_get_full_fp32_param
 from timm.optim import param_groups_layer_decay
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
@@ -66,6 +64,11 @@ def resolve_deepspeed_config(
     # DeepSpeed takes a key that it does not know, such as a misspelt one, for none, and trains without ZeRO.
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage: not 0, 1, 2 or 3", _USE_OURS)
+    if zero["stage"] == 0 and (config.get("fp16") or {}).get("enabled"):
+        raise UserError(
+            f"{path}: fp16: without ZeRO, DeepSpeed divides gradients by a loss scale that no loss was multiplied with",
+            "set zero_optimization.stage to 1, 2 or 3, or train in bf16",
+        )
     filled = {
         "train_batch_size": global_batch_size,
         "train_micro_batch_size_per_gpu": global_batch_size // world_size // micro_batches,
@@ -167,22 +170,6 @@ def create_engine(
     return engine
 
 
-def compile_student(engine: Any) -> None:
-    """Have torch compile the student when it first runs, in place: the names of its weights stay as they are.
-
-    Raises UserError where there is no compiler to do it with.
-    """
-    if engine.device.type == "cpu":
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise UserError(
-                "compile: torch needs a C++ compiler for it, and found none that works",
-                "install g++, name one in the variable CXX, or set compile=false",
-            ) from None
-    engine.compile()
-
-
 def set_learning_rate(engine: Any, rate: float, *, head_only: bool = False) -> None:
     """Use `rate` for the coming optimizer step, or each layer's share of it; `head_only`: 0 for the backbone.
 
@@ -209,11 +196,7 @@ def restart_optimizer(engine: Any) -> None:
 def gradient_norm(engine: Any) -> float | None:
     """The global norm of the last step's gradients before clipping; None where the engine does not know it."""
     norm = engine.get_global_grad_norm()
-    if norm is None or not math.isfinite(float(norm)):
-        return None
-    # Without ZeRO, DeepSpeed leaves the loss scale of float16 in it.
-    is_scaled = isinstance(engine.optimizer, FP16_UnfusedOptimizer)
-    return float(norm) / (engine.optimizer.loss_scale if is_scaled else 1.0)
+    return None if norm is None or not math.isfinite(float(norm)) else float(norm)
 
 
 def loss_scale(engine: Any) -> float | None:

@@ -28,7 +28,6 @@ from xmodal.training.config import TrainConfig
 from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
-    compile_student,
     create_engine,
     frozen_backbone,
     full_averaged_weights,
@@ -146,7 +145,7 @@ class _Run:
         )
         self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
         if config.compile:
-            compile_student(self.engine)
+            self.engine.compile()  # in place: the names of the weights stay
         limit_waiting(config.peer_timeout)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
