@@ -4,6 +4,7 @@
 
 `save` trains three steps at each stage, saves, trains two more and keeps the weights; at each stage it also loads what
 this stage and the one before have saved, trains the same two steps and compares. `load` loads each at another stage.
+Stages are those of the files configs/deepspeed/zero{STAGE}.json.
 """
 
 import sys
@@ -28,9 +29,11 @@ from xmodal.training.engine import (
 from xmodal.training.ranks import Ranks, start_process_group
 
 BATCH = 8
+# ZeRO 3 last: it replaces torch's linear function by its own, which rounds otherwise, for the whole process.
+STAGES = ("0", "1", "2", "2_offload", "3", "3_offload")
 
 
-def new_engine(stage: int, ranks: Ranks, seed: int) -> Any:
+def new_engine(stage: str, ranks: Ranks, seed: int) -> Any:
     torch.manual_seed(seed)
     student = StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS)
     path = str(ROOT / f"configs/deepspeed/zero{stage}.json")
@@ -64,8 +67,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 
 def save(folder: Path, ranks: Ranks) -> None:
-    # ZeRO 3 last: it replaces torch's linear function by its own, which rounds otherwise, for the whole process.
-    for stage in range(4):
+    for number, stage in enumerate(STAGES):
         engine = new_engine(stage, ranks, seed=0)
         take_steps(engine, 0, 3, ranks)
         keep = Keep(last=1)
@@ -76,16 +78,16 @@ def save(folder: Path, ranks: Ranks) -> None:
         if ranks.is_first:
             torch.save((saved, after), folder / f"zero{stage}.pt")
         dist.barrier()
-        for saved_at in range(max(0, stage - 1), stage + 1):
+        for saved_at in STAGES[max(0, number - 1) : number + 1]:
             compare(folder, saved_at, stage, ranks)
 
 
 def load(folder: Path, ranks: Ranks) -> None:
-    for saved_at, stage in ((3, 0), (2, 1), (0, 2), (1, 3)):
+    for saved_at, stage in (("3", "0"), ("2", "1"), ("0", "2"), ("3_offload", "2_offload"), ("1", "3")):
         compare(folder, saved_at, stage, ranks)
 
 
-def compare(folder: Path, saved_at: int, stage: int, ranks: Ranks) -> None:
+def compare(folder: Path, saved_at: str, stage: str, ranks: Ranks) -> None:
     saved, after = torch.load(folder / f"zero{saved_at}.pt")
     engine = new_engine(stage, ranks, seed=1)
     state = load_checkpoint(engine, folder / f"zero{saved_at}", ranks=ranks)

@@ -152,3 +152,23 @@ def test_the_benchmark_of_near_duplicates_checks_and_writes_its_report_without_t
     assert list(report["ratios"]) == ["xmodal: 400,000 / 100,000: seconds"]
     assert not any(name.startswith("peers") for name in report["versions"])
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_benchmark_of_training_steps_checks_and_writes_its_report_without_timm(tmp_path):
+    # Of this student a step takes a blink.
+    options = ["--models", "vit_tiny_patch16_224", "--batch-size", "2", "--rounds", "1", "--steps", "2"]
+    report = run("step.py", tmp_path, *options, "--workers", "0", "--folder", str(tmp_path))
+    results = report["results"]
+    assert list(results) == ["xmodal ZeRO-2", "engine ZeRO-2", "torch"]
+    case = "vit_tiny_patch16_224 on 1 rank"
+    for name, figures in results.items():
+        of_ours = [f"data_wait_percent, {case}"] if name.startswith("xmodal") else []
+        of_all = [f"{figure}, {case}" for figure in ("images_per_second", "memory_gib", "parameters")]
+        assert sorted(figures) == sorted([*of_all, *of_ours])
+        assert all(len(values) == 1 for values in figures.values())
+        assert figures[f"images_per_second, {case}"][0] > 0
+        assert 0.1 < figures[f"memory_gib, {case}"][0] < 8
+    assert 0 <= results["xmodal ZeRO-2"][f"data_wait_percent, {case}"][0] <= 100
+    rate = f"images_per_second, {case}"
+    assert set(report["ratios"]) == {f"xmodal ZeRO-2 / {other}: {rate}" for other in ("engine ZeRO-2", "torch")}
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

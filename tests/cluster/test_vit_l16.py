@@ -20,11 +20,14 @@ def test_one_step_of_a_real_vit_l16_under_zero_2_and_zero_3(tmp_path):
     if available_gib() < 16:
         pytest.skip(f"needs 16 GiB of memory, {available_gib():.0f} are available")
     report = tmp_path / "report.json"
-    subprocess.run(
-        [sys.executable, "benchmarks/vit_l16_step.py", "--quick", "--json", str(report)], cwd=ROOT, check=True
-    )
+    command = [
+        sys.executable, "benchmarks/step.py", "--quick", "--json", str(report), "--contenders", "xmodal",
+        "--models", "ViT_L16", "--ranks", "2", "--stages", "2", "3", "--batch-size", "1", "--rounds", "1",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True)
     results = json.loads(report.read_text())["results"]
+    assert list(results) == ["xmodal ZeRO-2", "xmodal ZeRO-3"]
     for figures in results.values():
-        # 304 M parameters of 4 bytes in the exported student: it is the real one.
-        assert figures["student_bytes"][0] > 303e6 * 4
-        assert 0 < figures["loss"][0] < 10
+        # It is the real one, and its losses are finite: the benchmark asserts that.
+        assert figures["parameters, ViT_L16 on 2 ranks"][0] > 303e6
+        assert figures["memory_gib, ViT_L16 on 2 ranks"][0] < 8

@@ -50,6 +50,12 @@ def test_a_preset_is_a_model_of_timm_with_published_weights(preset):
     assert preset in timm.list_pretrained(filter=preset.split(".")[0])
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_has_fused_attention_in_every_block(preset):
+    student = create_student(StudentConfig(model=preset, pretrained=False, model_args={"depth": 2}))
+    assert [block.attn.fused_attn for block in student.blocks] == [True, True]
+
+
 MODELS = [
     ("vit_tiny_patch16_224", TINY),
     ("vit_tiny_patch16_224", TINY | {"class_token": False, "global_pool": "avg"}),

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from launchers import TINY_MODEL_ARGS, launch, losses, settings, start, steps
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_view import make_view
 
@@ -50,6 +51,19 @@ def test_two_ranks_learn_what_one_learns(alone, small_view, tmp_path, launcher, 
         torch.testing.assert_close(two[name], one[name], atol=3e-3, rtol=0.05)
         # What is exported are the full weights, not those that the forward pass rounds to bf16.
         assert two[name].numel() < 100 or not torch.equal(two[name], two[name].bfloat16().float())
+
+
+def test_a_compiled_student_learns_what_it_learns_as_it_is_and_keeps_the_names_of_its_weights(
+    alone, small_view, tmp_path
+):
+    # Resumed without: neither the checkpoint nor the student knows of it.
+    arguments = settings(small_view, tmp_path, "--deepspeed=configs/deepspeed/zero2.json")
+    for more in (["--compile=true", "--max_steps=5"], []):
+        done = launch("python", [*arguments, *more])
+        assert done.returncode == 0, done.stdout
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=3e-3)
+    here, there = (load_file(output / "student" / "model.safetensors") for output in (tmp_path, alone))
+    assert here.keys() == there.keys()
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -93,6 +93,9 @@ class TrainConfig:
     deepspeed: str = "configs/deepspeed/zero2.json"
     """DeepSpeed's own config; its "auto" values are filled in from here."""
     student: StudentConfig = field(default_factory=StudentConfig)
+    compile: bool = False
+    """Have torch make kernels for the student as it is (`torch.compile`): minutes at the start and at the first
+    validation, then faster steps."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -28,7 +28,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distri
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-_USE_OURS = "give one of configs/deepspeed/zero{0,1,2,3}.json"
+_USE_OURS = "give one of configs/deepspeed/*.json"
 # What DeepSpeed raises for settings that it, or this machine, cannot do; pydantic's are ValueErrors.
 _DEEPSPEED_ERRORS = (ValueError, TypeError, AssertionError, NotImplementedError, ZeRORuntimeException)
 
@@ -64,6 +64,11 @@ def resolve_deepspeed_config(
     # DeepSpeed takes a key that it does not know, such as a misspelt one, for none, and trains without ZeRO.
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage: not 0, 1, 2 or 3", _USE_OURS)
+    if zero["stage"] == 0 and (config.get("fp16") or {}).get("enabled"):
+        raise UserError(
+            f"{path}: fp16: without ZeRO, DeepSpeed divides gradients by a loss scale that no loss was multiplied with",
+            "set zero_optimization.stage to 1, 2 or 3, or train in bf16",
+        )
     filled = {
         "train_batch_size": global_batch_size,
         "train_micro_batch_size_per_gpu": global_batch_size // world_size // micro_batches,
@@ -138,7 +143,8 @@ def create_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.o
     if config.kind == "radam":
         optimizer = torch.optim.RAdam(groups, lr=0.0, betas=config.betas, decoupled_weight_decay=True)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas)
+        # One pass over memory instead of ten; of the steps it is all that is no matrix product.
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
     if config.ema_decay:
         ema.keep_average(optimizer)
     return optimizer
@@ -191,6 +197,11 @@ def gradient_norm(engine: Any) -> float | None:
     """The global norm of the last step's gradients before clipping; None where the engine does not know it."""
     norm = engine.get_global_grad_norm()
     return None if norm is None or not math.isfinite(float(norm)) else float(norm)
+
+
+def loss_scale(engine: Any) -> float | None:
+    """What losses are multiplied with lest small gradients vanish in float16; None in other precisions."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None
 
 
 def average_buffers(module: torch.nn.Module, world_size: int) -> None:

@@ -134,11 +134,14 @@ def _make_moments(engine: Any, base: Any, kinds: list[str], numbers: dict[str, f
     """Have the optimizer hold the state that it would make at its first step."""
     flat = next((getattr(engine.optimizer, name) for name in _FLAT_MASTERS if hasattr(engine.optimizer, name)), None)
     held = flat if flat is not None else [one for group in base.param_groups for one in group["params"]]
+    is_fused = base.defaults.get("fused", False)
     for one in held:
         base.state[one] = {kind: torch.zeros_like(one, requires_grad=False) for kind in kinds}
         for name, value in numbers.items():
-            # torch's optimizers count their steps in a float32 tensor each; what is an int was one.
-            base.state[one][name] = torch.tensor(value) if isinstance(value, float) else value
+            # torch's optimizers count their steps in a float32 tensor each, on the device if they are fused; what is an
+            # int was one.
+            device = one.device if is_fused else "cpu"
+            base.state[one][name] = torch.tensor(value, device=device) if isinstance(value, float) else value
     _link_moments(engine)
 
 

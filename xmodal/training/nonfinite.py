@@ -52,10 +52,16 @@ def gather_suspects(losses: torch.Tensor, keys: Sequence[str], ranks: Ranks) -> 
     return bool(at_fault), [key for keys in at_fault or [keys for _, keys in everywhere] for key in keys]
 
 
-def describe(is_loss: bool, keys: Sequence[str]) -> str:
-    """Which samples a skipped step had, in one line."""
+def describe(is_loss: bool, keys: Sequence[str], loss_scale: float | None = None) -> str:
+    """Which samples a skipped step had, in one line.
+
+    With a `loss_scale` (float16), a gradient that is too large for it is nothing to worry about: DeepSpeed lowers the
+    scale, to what is said here, and raises it again later.
+    """
     more = f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else ""
     what = "the loss is not finite for" if is_loss else "a gradient is not finite, of the samples"
+    if loss_scale is not None and not is_loss:
+        what = f"a gradient is too large for float16, the loss scale is now {loss_scale:g}; of the samples"
     return f"{what} {', '.join(keys[:_MOST_KEYS])}{more}"
 
 

@@ -33,6 +33,7 @@ from xmodal.training.engine import (
     frozen_backbone,
     full_averaged_weights,
     gradient_norm,
+    loss_scale,
     micro_batches_per_step,
     resolve_deepspeed_config,
     restart_optimizer,
@@ -151,6 +152,8 @@ class _Run:
         # Before there is an engine: ZeRO 3 takes the weights out of the model.
         self.flops = forward_flops(model, self.spec.size) if self.peak and ranks.is_first else None
         self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
+        if config.compile:
+            self.engine.compile()  # in place: the names of the weights stay
         limit_waiting(config.peer_timeout)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
@@ -315,9 +318,9 @@ class _Run:
         rows = [row for batch in batches for row in batch.rows.tolist()]
         found = gather_suspects(torch.cat(losses), [keys[row].as_py() for row in rows], self.ranks)
         if self.skipped.are_too_many():
-            raise too_many(self.skipped.in_a_row, self.step, describe(*found))
+            raise too_many(self.skipped.in_a_row, self.step, describe(*found, loss_scale(self.engine)))
         if self.ranks.is_first:
-            log.warning("step %d was skipped: %s", self.step, describe(*found))
+            log.warning("step %d was skipped: %s", self.step, describe(*found, loss_scale(self.engine)))
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns its samples' losses."""
@@ -347,6 +350,7 @@ class _Run:
             values = {
                 "loss": loss.item() / self.ranks.world_size,
                 "grad_norm": gradient_norm(self.engine),
+                "loss_scale": loss_scale(self.engine),
                 "lr": rate,
                 "images_per_second": timing["images_per_second"] * self.ranks.world_size,
                 "mfu": self._mfu(timing["images_per_second"]),
@@ -433,7 +437,7 @@ _MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
-    "peak_tflops", "trackers", "wandb_project", "upload", "allow_forgotten",
+    "peak_tflops", "trackers", "wandb_project", "upload", "allow_forgotten", "compile",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip
