@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xmodal.training.metrics_file import NAME as METRICS_FILE
 from xmodal.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -66,9 +67,9 @@ def start(launcher: str, arguments: Sequence[str], **variables: str) -> subproce
     return _start(command(launcher, arguments), variables)
 
 
-def start_ranks(arguments: Sequence[Sequence[str]], port: int | None = None) -> list[subprocess.Popen[str]]:
+def start_ranks(arguments: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:
     """Start a rank for each list of arguments by hand: a launcher may end one rank before it can speak."""
-    job = {"WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
+    job = {"WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         start("python", of_rank, RANK=str(rank), LOCAL_RANK=str(rank), **job) for rank, of_rank in enumerate(arguments)
     ]
@@ -85,10 +86,15 @@ def wait_for_ranks(ranks: Sequence[subprocess.Popen[str]]) -> tuple[list[int], l
     return [process.returncode for process in ranks], outputs
 
 
-def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]]) -> None:
-    """Wait until the run in `output` has done so many steps; its ranks must be running."""
+def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]], since: float = 0.0) -> None:
+    """Wait until the run in `output` has done so many steps, whose last lines were written `since` then.
+
+    Its ranks must be running.
+    """
     deadline = time.monotonic() + 200
-    while (steps(output) or [{"step": 0}])[-1]["step"] < step:
+    file = output / METRICS_FILE
+    # In this order: a run that goes on takes away the steps that it does again.
+    while not (file.exists() and file.stat().st_mtime > since and steps(output) and steps(output)[-1]["step"] >= step):
         assert time.monotonic() < deadline
         for process in ranks:
             assert process.poll() is None, process.communicate()[0]

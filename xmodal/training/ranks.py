@@ -3,11 +3,14 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 import torch
 from torch import distributed as dist
@@ -67,6 +70,7 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
     """Join the job's process group, by NCCL where there are GPUs, else by gloo.
 
     A rank that waits for another one for more than `timeout` seconds raises RuntimeError (gloo) or aborts (NCCL).
+    Raises UserError where they do not meet.
     """
     # DS_ACCELERATOR=cpu asks for the processors of a machine that has GPUs too.
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
@@ -74,6 +78,8 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
         # DeepSpeed would look for a GPU where torch was built for one.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.update(rank_variables(os.environ))
+    # It compiles with this environment's ninja, to which the PATH of an ssh login does not lead.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     import deepspeed
 
     ranks = Ranks(
@@ -86,25 +92,32 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
         # What a config leaves in float32 is multiplied in TF32, some times as fast: the range is the same, of the 23
         # bits behind the point 10 are used. torch does so for convolutions anyway.
         torch.backends.cuda.matmul.allow_tf32 = True
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(seconds=timeout),
-    )
-    if not on_gpu:
-        _unlink_shared_buffer(ranks.rank)
+    _leave_out_collectives_of_inference()
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=timeout),
+        )
+    except dist.DistError as error:
+        meeting_point = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {ranks.rank}: the {ranks.world_size} ranks have not met at {meeting_point}:"
+            f" {str(error).splitlines()[0]}",
+            "see what the launcher and the other ranks say; that port must be free, and all hosts must reach it",
+        ) from error
     return ranks
 
 
-def _unlink_shared_buffer(rank: int) -> None:
-    """Take the name off this rank's memory of DeepSpeed's collectives, 66 MiB that no rank's end gives back.
+def _leave_out_collectives_of_inference() -> None:
+    """Have DeepSpeed do without collectives in shared memory, which only its inference calls.
 
-    Every rank has mapped those of all others before it comes to the barrier; mapped, they live as long as the ranks do.
+    It would compile them at the first start, and a rank would wait for the memory of one that has ended for ever.
     """
-    dist.barrier()
-    address = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
-    Path("/dev/shm", f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{rank}").unlink(missing_ok=True)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def limit_waiting(timeout: float) -> None:
@@ -121,6 +134,16 @@ def lost_ranks(ranks: Ranks, patience: float = 5.0) -> list[int]:
     """
     store = dist.distributed_c10d._get_default_store()
     dist.destroy_process_group()  # whoever waits for this rank learns at once that it will not come
+    answers: SimpleQueue[list[int]] = SimpleQueue()
+    # Where the link to it is cut, the store keeps whoever asks it for ever, whatever its timeout.
+    Thread(target=lambda: answers.put(_not_heard_of(store, ranks, patience)), daemon=True).start()
+    try:
+        return answers.get(timeout=2 * patience + 0.02 * ranks.world_size)
+    except Empty:
+        return [0]
+
+
+def _not_heard_of(store: dist.Store, ranks: Ranks, patience: float) -> list[int]:
     deadline = time.monotonic() + patience
     store.set_timeout(timedelta(seconds=patience))
     try:
