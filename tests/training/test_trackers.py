@@ -2,7 +2,7 @@
 
 import sys
 
-from launchers import launch, settings
+from launchers import ROOT, launch, settings
 
 from xmodal import cli
 
@@ -25,7 +25,8 @@ def test_wandb_gets_the_numbers_and_goes_on_with_the_run_that_is_resumed(small_v
         content = file.read_bytes()
         for said in (b"step/loss", b"validation/recall_macro", b"global_batch_size", b"crowd"):
             assert said in content, said
-        assert str(small_view).encode() not in content
+        for path in (small_view, tmp_path, ROOT):
+            assert str(path).encode() not in content, path
         assert not list(folder.rglob("output.log"))  # lines on the terminal may name posts
     assert not (output / "tensorboard").exists()
 

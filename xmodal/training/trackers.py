@@ -76,8 +76,8 @@ class _WandB:
                 dir=run.folder,
                 config=dict(run.settings),
                 allow_val_change=True,  # of what a resumed run may change, such as max_steps
-                # The lines on the terminal may name posts.
-                settings=wandb.Settings(console="off", save_code=False),
+                # Lines on the terminal may name posts; what it finds out of machine and command line has paths.
+                settings=wandb.Settings(console="off", save_code=False, disable_git=True, x_disable_meta=True),
             )
         except wandb.Error as error:
             raise UserError(
