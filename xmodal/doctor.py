@@ -35,8 +35,7 @@ def examine() -> list[Finding]:
     ]
     findings += [
         _cuda(),
-        _program("ninja", "DeepSpeed compiles its operators with it: pip install ninja", required=True),
-        _program("c++", "DeepSpeed compiles its operators with it: install g++", required=not _cuda().ok),
+        _program("c++", "training with compile=true on processors needs it: install g++"),
         _shared_memory(),
         _s3(),
         _slurm(),

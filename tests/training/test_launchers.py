@@ -1,6 +1,7 @@
 """Training through the real launchers, with two ranks, on CPU."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_two_ranks_learn_what_one_learns(alone, small_view, tmp_path, launcher, 
         assert two[name].numel() < 100 or not torch.equal(two[name], two[name].bfloat16().float())
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 def test_a_compiled_student_learns_what_it_learns_as_it_is_and_keeps_the_names_of_its_weights(
     alone, small_view, tmp_path
 ):

@@ -3,12 +3,10 @@
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -78,8 +76,6 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
         # DeepSpeed would look for a GPU where torch was built for one.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.update(rank_variables(os.environ))
-    # It compiles with this environment's ninja, to which the PATH of an ssh login does not lead.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     import deepspeed
 
     ranks = Ranks(
