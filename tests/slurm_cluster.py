@@ -2,16 +2,18 @@
 
 import datetime
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from launchers import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
@@ -30,6 +32,9 @@ class Slurm:
     """A running cluster of two nodes, n1 and n2; jobs in the partition `urgent` preempt all others."""
 
     environment: dict[str, str]
+    start_daemon: Callable[..., subprocess.Popen]
+    nodes: dict[str, subprocess.Popen]
+    """The daemons of the nodes."""
 
     def submit(self, *arguments: str, folder: Path) -> str:
         """Submit a batch script and return the job's number."""
@@ -43,12 +48,19 @@ class Slurm:
         """Signal the batch shell of a job."""
         subprocess.run(["scancel", "--batch", f"--signal={name}", job], env=self.environment, check=True)
 
-    def restart(self, job: str, seconds: float = 60) -> None:
-        """Wait until a job is back in the queue, and have it start at once: SLURM makes it wait two minutes."""
+    def wait_until_it_runs(self, job: str, seconds: float = 60) -> dict[str, str]:
+        """Wait until a job has started; returns what `scontrol show job` says of it."""
+        deadline = time.monotonic() + seconds
+        while (fields := self.fields(job))["JobState"] != "RUNNING":
+            assert time.monotonic() < deadline, fields
+            time.sleep(0.2)
+        return fields
+
+    def restart(self, job: str, times: int, seconds: float = 60) -> None:
+        """Wait until a job was requeued so many times, and have it start at once: SLURM makes it wait two minutes."""
         deadline = time.monotonic() + seconds
         update = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
-        restarts = self.fields(job)["Restarts"]
-        while (fields := self.fields(job))["Restarts"] == restarts or fields["JobState"] != "RUNNING":
+        while (fields := self.fields(job))["Restarts"] != str(times) or fields["JobState"] != "RUNNING":
             assert time.monotonic() < deadline, fields
             # A node refuses what a job of this number was allowed in the second in which it was taken off, or before.
             requeued = datetime.datetime.fromisoformat(fields["SubmitTime"]).astimezone()
@@ -57,6 +69,33 @@ class Slurm:
                 # Again and again: the job gets its time to wait some time after its new state.
                 subprocess.run(update, env=self.environment, capture_output=True)
             time.sleep(0.2)
+
+    def kill_node(self, name: str) -> None:
+        """End its daemon and all that runs of jobs on it at once, as a power cut would."""
+        self.nodes[name].kill()
+        self.nodes[name].wait()
+        ranks = [process for process in psutil.process_iter() if _is_of_job(process, name, self.environment)]
+        # Theirs first: they would tell of the others' ends.
+        for process in {parent for rank in ranks for parent in rank.parents() if parent.name() == "slurmstepd"}:
+            process.kill()
+        for process in ranks:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def bring_back(self, name: str) -> None:
+        """Start a node's daemon again."""
+        self.nodes[name] = self.start_daemon(name, "slurmd", "-D", "-N", name)
+
+    def wait_for_node(self, name: str, state: str, seconds: float = 120) -> None:
+        """Wait until SLURM takes a node to be in this state, such as IDLE or DOWN."""
+        deadline = time.monotonic() + seconds
+        command = ["scontrol", "--oneliner", "show", "node", name]
+        while True:
+            shown = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout
+            if state in re.findall(r"State=(\w+)", shown):
+                return
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.3)
 
     def fields(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says of it."""
@@ -92,12 +131,13 @@ def start_slurm(folder: Path) -> Iterator[Slurm]:
         if [name for _, name in socket.if_nameindex()] == ["lo"]:
             stack.enter_context(_address_that_counts())
 
-        def start(name: str, *command: str) -> None:
-            log = stack.enter_context(open(folder / f"{name}.out", "w"))
+        def start(name: str, *command: str) -> subprocess.Popen:
+            log = stack.enter_context(open(folder / f"{name}.out", "a"))
             process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
             stack.callback(_end, process)
+            return process
 
         start(
             "munged", "munged", "--foreground", f"--key-file={key}", f"--socket={folder}/munge.sock",
@@ -106,9 +146,7 @@ def start_slurm(folder: Path) -> Iterator[Slurm]:
         )  # fmt: skip
         _wait_for((folder / "munge.sock").exists, folder)
         start("slurmctld", "slurmctld", "-D", "-c")
-        for name in ("n1", "n2"):
-            start(name, "slurmd", "-D", "-N", name)
-        slurm = Slurm(environment)
+        slurm = Slurm(environment, start, {name: start(name, "slurmd", "-D", "-N", name) for name in ("n1", "n2")})
         stack.callback(_cancel_all, slurm)
         _wait_for(lambda: _idle_nodes(slurm) == 2, folder)
         yield slurm
@@ -142,7 +180,7 @@ def _configuration(folder: Path, controller: int, nodes: list[int]) -> str:
         "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none", "MpiDefault=none", "SwitchType=switch/none",
         "AccountingStorageType=accounting_storage/none", "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core",
         "SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0",
-        "ReturnToService=2",
+        "ReturnToService=2", "SlurmdTimeout=30",
         "SlurmdParameters=config_overrides", "MinJobAge=600", "CompleteWait=0", "KillWait=5",
         "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", "JobRequeue=1",
     ]  # fmt: skip
@@ -151,6 +189,13 @@ def _configuration(folder: Path, controller: int, nodes: list[int]) -> str:
     lines.append("PartitionName=all Nodes=n[1-2] Default=YES MaxTime=60 PriorityTier=1 GraceTime=30")
     lines.append("PartitionName=urgent Nodes=n[1-2] MaxTime=60 PriorityTier=10 PreemptMode=OFF")
     return "\n".join(lines) + "\n"
+
+
+def _is_of_job(process: psutil.Process, node: str, environment: dict[str, str]) -> bool:
+    with suppress(psutil.Error):
+        of_process = process.environ()
+        return (of_process.get("SLURMD_NODENAME"), of_process.get("SLURM_CONF")) == (node, environment["SLURM_CONF"])
+    return False
 
 
 def _idle_nodes(slurm: Slurm) -> int:

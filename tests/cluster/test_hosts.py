@@ -13,6 +13,8 @@ from launchers import BIN, ROOT, environment, losses, settings, start_ranks, ste
 from network_hosts import Host
 from training_view import make_view
 
+from xmodal.training.checkpoint import committed_steps
+
 pytestmark = pytest.mark.skipif(ssh_hosts.missing() is not None, reason=str(ssh_hosts.missing()))
 
 PEER_TIMEOUT = 15
@@ -56,7 +58,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 def test_ranks_whose_link_is_cut_say_whom_they_lost_and_started_again_they_end_as_if_unbroken(hosts, tmp_path):
     view = make_view(tmp_path, num_samples=180)
     output, logs = tmp_path / "run", tmp_path / "logs"
-    more = ("--epochs=60", "--max_steps=400", "--checkpoint_every_steps=20", f"--peer_timeout={PEER_TIMEOUT}")
+    more = (
+        *("--epochs=60", "--max_steps=400", "--checkpoint_every_epochs=0", "--checkpoint_every_steps=20"),
+        f"--peer_timeout={PEER_TIMEOUT}",
+    )
     arguments = settings(view, output, *more)
     broken = hosts.start(arguments, "--enable_each_rank_log", str(logs))
     wait_for_step(output, 30, [broken])
@@ -68,12 +73,12 @@ def test_ranks_whose_link_is_cut_say_whom_they_lost_and_started_again_they_end_a
         assert f"rank {rank}: another rank has ended or does not answer, so this one cannot go on: {lost}" in said[rank]
         assert "Traceback" not in said[rank]
     assert hosts.second.count_processes("python") == 0
-    stopped_at = steps(output)[-1]["step"]
+    newest = int(committed_steps(output / "checkpoints")[-1][5:])
     hosts.second.plug_in()
     ssh_hosts.wait_until_reachable(hosts.first, "host2")
     (code,), (told,) = wait_for_ranks([hosts.start(arguments)])
     assert code == 0, told
-    assert f"resuming at step {stopped_at // 20 * 20} of 400" in told
+    assert f"resuming at step {newest} of 400" in told
     unbroken = tmp_path / "unbroken"
     codes, outputs = wait_for_ranks(start_ranks([settings(view, unbroken, *more)] * 2))
     assert codes == [0, 0], outputs

@@ -1,5 +1,6 @@
 """The batch scripts on a real SLURM of two nodes."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from picture_server import serving_pictures
 from ray_head import free_port
 from slurm_cluster import Slurm, missing, start_slurm
 from training_view import make_view
+
+from xmodal.evaluation.evaluate import EvaluateConfig, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +69,38 @@ def test_a_mistake_fails_the_job_with_exit_code_2_and_its_log_says_what_to_do(sl
     assert "Traceback" not in log
 
 
-def test_a_job_whose_time_is_up_or_that_is_preempted_is_requeued_and_ends_as_if_unbroken(slurm, tmp_path):
-    view = make_view(tmp_path, num_samples=120)
+LONG = ("--epochs=100", "--max_steps=400", "--checkpoint_every_epochs=0")
+"""A run that can be broken off."""
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A view, and a run of two ranks on it."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    view = make_view(folder, num_samples=120)
+    codes, outputs = wait_for_ranks(start_ranks([settings(view, folder / "run", *LONG)] * 2))
+    assert codes == [0, 0], outputs
+    return view, folder / "run"
+
+
+def assert_same_run(output: Path, unbroken: Path) -> None:
+    for what in ("step", "samples", "loss"):
+        assert [line[what] for line in steps(output)] == [line[what] for line in steps(unbroken)]
+
+
+def test_a_job_whose_time_is_up_or_that_is_preempted_is_requeued_and_ends_as_if_unbroken(slurm, tmp_path, unbroken):
+    view, run = unbroken
     output = tmp_path / "job"
-    more = ("--epochs=100", "--max_steps=400", "--checkpoint_every_epochs=0")
-    job = submit(slurm, output, *settings(view, output, *more))
+    job = submit(slurm, output, *settings(view, output, *LONG))
     wait_for_step(output, 3, [])
     # What SLURM sends the batch shell ahead of the time limit; a limit is a minute at least.
     slurm.signal(job, "USR1")
-    slurm.restart(job)
+    slurm.restart(job, 1)
     stopped_at = steps(output)[-1]["step"]
     wait_for_step(output, stopped_at + 3, [])
     whole = ("--nodes=2", "--ntasks-per-node=2")
     urgent = slurm.submit(*whole, "--partition=urgent", "--output=/dev/null", "--wrap=true", folder=tmp_path)
-    slurm.restart(job)
+    slurm.restart(job, 2)
     assert slurm.fields(urgent)["JobState"] == "COMPLETED"
     fields = slurm.wait(job)
     log = (output / "job.log").read_text()
@@ -87,11 +108,73 @@ def test_a_job_whose_time_is_up_or_that_is_preempted_is_requeued_and_ends_as_if_
     assert "train.sbatch: the time is up" in log
     assert log.count("train.sbatch: stopped; back into the queue") == 2
     assert not list(output.glob("stop*"))
-    unbroken = tmp_path / "unbroken"
-    codes, outputs = wait_for_ranks(start_ranks([settings(view, unbroken, *more)] * 2))
-    assert codes == [0, 0], outputs
-    for what in ("step", "samples", "loss"):
-        assert [line[what] for line in steps(output)] == [line[what] for line in steps(unbroken)]
+    assert_same_run(output, run)
+
+
+def test_a_job_whose_node_dies_is_requeued_and_ends_as_if_unbroken(slurm, tmp_path, unbroken):
+    view, run = unbroken
+    output = tmp_path / "job"
+    job = submit(slurm, output, *settings(view, output, *LONG, "--checkpoint_every_steps=20"))
+    wait_for_step(output, 30, [])
+    slurm.kill_node("n2")
+    slurm.wait_for_node("n2", "DOWN")
+    slurm.bring_back("n2")
+    slurm.restart(job, 1)
+    fields = slurm.wait(job)
+    log = (output / f"xmodal-train-{job}-0.log").read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), log
+    assert "resuming at step " in log
+    assert_same_run(output, run)
+
+
+def test_recipes_of_an_array_are_trained_and_stopped_each_by_itself_and_their_students_evaluated(slurm, tmp_path):
+    view = make_view(tmp_path, num_samples=120)
+    for task, rate in ((1, 1e-3), (2, 2e-3)):
+        (tmp_path / f"recipe-{task}.yaml").write_text(f"optimizer:\n  lr: {rate}\n")
+    array = slurm.submit(
+        *("--array=1-2", f"--output={tmp_path}/job-%a.log", f"--export=ALL,LOG_FOLDER={tmp_path}"),
+        *("slurm/train.sbatch", "--config", f"{tmp_path}/recipe-%a.yaml"),
+        *settings(view, tmp_path / "run-%a", *LONG),
+        folder=ROOT,
+    )
+    # The one whose own number is the array's too.
+    (stopped,) = (task for task in (1, 2) if slurm.wait_until_it_runs(f"{array}_{task}")["JobId"] == array)
+    wait_for_step(tmp_path / f"run-{stopped}", 3, [])
+    (tmp_path / f"stop-{array}_{stopped}").touch()
+    slurm.restart(f"{array}_{stopped}", 1)
+    for task in (1, 2):
+        fields = slurm.wait(f"{array}_{task}")
+        log = (tmp_path / f"xmodal-train-{array}_{task}-0.log").read_text()
+        assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", str(int(task == stopped))), log
+        assert len(steps(tmp_path / f"run-{task}")) == 400
+    rates = [steps(tmp_path / f"run-{task}")[200]["lr"] for task in (1, 2)]
+    assert rates[1] == pytest.approx(2 * rates[0])
+
+    benchmarks = "[configs/benchmarks/emoji.yaml]"
+    scores = slurm.submit(
+        *("--array=1-2", "--nodes=2", f"--output={tmp_path}/scores-%a.log", "--export=ALL,MASTER_ADDR=127.0.0.1"),
+        *("slurm/evaluate.sbatch", f"--student={tmp_path}/run-%a/student", f"--benchmarks={benchmarks}"),
+        *(f"--json={tmp_path}/scores-%a.json", "--num_draws=10"),
+        folder=ROOT,
+    )
+    for task in (1, 2):
+        fields = slurm.wait(f"{scores}_{task}")
+        log = (tmp_path / f"scores-{task}.log").read_text()
+        assert fields["JobState"] == "COMPLETED", log
+        assert log.count("balanced_accuracy") == 1
+        alone = evaluate(
+            EvaluateConfig(
+                student=f"{tmp_path}/run-{task}/student", benchmarks=["configs/benchmarks/emoji.yaml"], num_draws=10
+            )
+        )
+        assert json.loads((tmp_path / f"scores-{task}.json").read_text())["emoji"] == pytest.approx(alone["emoji"])
+
+
+def test_a_mistake_in_evaluating_fails_the_job_with_its_exit_code(slurm, tmp_path):
+    arguments = (f"--student={tmp_path}/none", "--benchmarks=[configs/benchmarks/emoji.yaml]")
+    job = slurm.submit(f"--output={tmp_path}/job.log", "slurm/evaluate.sbatch", *arguments, folder=ROOT)
+    fields = slurm.wait(job)
+    assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0"), (tmp_path / "job.log").read_text()
 
 
 @pytest.fixture(scope="module")
