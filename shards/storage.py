@@ -77,6 +77,13 @@ def begin_writing_out(file: BinaryIO, start: int, end: int) -> None:
         os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
+def give_default_permissions(path: Path) -> None:
+    """Have those read a file who may read what else this process writes: safetensors makes its own for the owner."""
+    umask = os.umask(0)  # there is no other way to ask for it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def name_of_leftover(name: str) -> str:
     """What a temporary file was to become; of one that was to become a temporary file, what that was to."""
     while name.startswith(TEMPORARY_PREFIX):

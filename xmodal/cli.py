@@ -169,6 +169,7 @@ def train(arguments: list[str]) -> int:
     config = _config(TrainConfig, others, train)
     # torch's sockets warn where an address has no name, as on many a cluster's inner network.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _use_processors_without_gpu()
     if is_dry_run:
         from xmodal.training.dry_run import dry_run
 
@@ -182,6 +183,7 @@ def train(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> None:
     """Checkpoint → student: a timm folder with a model card; also to the hub and as ONNX (`xmodal export RUN OUT`)."""
+    _use_processors_without_gpu()
     from xmodal.training.export import ExportConfig
     from xmodal.training.export import export as run
 
@@ -198,6 +200,14 @@ def export(arguments: list[str]) -> None:
     if summary.url:
         rows.append(("uploaded", summary.url))
     _print_table(f"Student {os.path.abspath(config.output)}", rows)
+
+
+def _use_processors_without_gpu() -> None:
+    """Tell DeepSpeed so before it is imported, where it would look for a GPU, and warn."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -23,6 +23,7 @@ from timm.models import load_checkpoint, save_for_hf
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
+from shards.storage import give_default_permissions
 from xmodal.labels import CLASSES
 from xmodal.model_card import model_card
 
@@ -186,6 +187,7 @@ def export_student(
         safe_serialization=True,
         data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
     )
+    give_default_permissions(staged / "model.safetensors")
     (staged / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     (staged / "README.md").write_text(_model_card(model, provenance))
     staged.chmod(0o755)

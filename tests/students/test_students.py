@@ -303,3 +303,9 @@ def test_published_weights_that_cannot_be_had_are_a_users_mistake(tmp_path):
     what, remedy = ended.stdout.splitlines()
     assert what.startswith("student.model: vit_tiny_patch16_224")
     assert "student.pretrained=false" in remedy
+
+
+def test_a_student_is_read_by_whoever_may_read_what_its_maker_writes(tmp_path):
+    folder = export(new_student(**TINY), tmp_path / "student")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from shards.errors import UserError
-from shards.storage import LocalStorage
+from shards.storage import LocalStorage, give_default_permissions
 from xmodal.training.engine_state import (
     WEIGHT,
     gather_parameters,
@@ -178,6 +178,7 @@ def _write_share(engine: Any, folder: Path, ranks: Ranks) -> None:
         mine[f"{_BUFFER}:{name}"] = buffer.detach().cpu().clone().contiguous()
     path = _share(folder, ranks.rank)
     save_file(mine, path)
+    give_default_permissions(path)
     for written in (path, folder):
         descriptor = os.open(written, os.O_RDONLY)
         try:

@@ -156,6 +156,9 @@ def _onnx_runtime() -> Any:
 
 def _write_onnx(runtime: Any, model: torch.nn.Module, spec: InputSpec, path: Path) -> float:
     """Write the model, run it on other numbers of pictures than it was traced with, and return how far it is off."""
+    # It tells every node that it simplifies.
+    for name in ("onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(3, 3, spec.size, spec.size, generator=generator)
     try:
