@@ -161,14 +161,14 @@ def train(arguments: list[str]) -> int:
     Ends with exit code 75 where it was asked to stop (SIGTERM, or the stop file) and can go on. `--dry-run` says what
     the run would do, the memory that it takes, and how long by a step that is really done, and writes nothing.
     """
+    # Before torch is there, whose sockets warn where an address has no name, as on many a cluster's inner network.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from xmodal.training.config import TrainConfig
 
     # As other tools spell it, and as our settings are spelt.
     others = [argument for argument in arguments if argument not in ("--dry-run", "--dry_run")]
     is_dry_run = len(others) < len(arguments)
     config = _config(TrainConfig, others, train)
-    # torch's sockets warn where an address has no name, as on many a cluster's inner network.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _use_processors_without_gpu()
     if is_dry_run:
         from xmodal.training.dry_run import dry_run

@@ -337,7 +337,8 @@ def _measured_rows(measured: MeasuredStep) -> Iterator[tuple[str, str]]:
         share = utilisation(measured.images_per_second / plan.world_size, PASSES * plan.flops, plan.peak)
         speed += f", MFU {share:.1%} of {plan.peak / 1e12:.4g} TFLOP/s"
     yield "speed", speed
-    yield "memory here", f"{measured.memory_gib:.2f} GiB at most"
+    whole = ", of the whole process, Python and its libraries too" if plan.device == "CPU" else ""
+    yield "memory here", f"{measured.memory_gib:.2f} GiB at most{whole}"
     duration = timedelta(seconds=round(measured.seconds_of_all))
     yield "all steps", f"{duration} (h:mm:ss), without waiting for data, validation and checkpoints"
 
