@@ -132,7 +132,11 @@ def test_recipes_of_an_array_are_trained_and_stopped_each_by_itself_and_their_st
     for task, rate in ((1, 1e-3), (2, 2e-3)):
         (tmp_path / f"recipe-{task}.yaml").write_text(f"optimizer:\n  lr: {rate}\n")
     array = slurm.submit(
-        *("--array=1-2", f"--output={tmp_path}/job-%a.log", f"--export=ALL,LOG_FOLDER={tmp_path}"),
+        *(
+            "--array=1-2",
+            f"--output={tmp_path}/job-%a.log",
+            f"--export=ALL,MASTER_ADDR=127.0.0.1,LOG_FOLDER={tmp_path}",
+        ),
         *("slurm/train.sbatch", "--config", f"{tmp_path}/recipe-%a.yaml"),
         *settings(view, tmp_path / "run-%a", *LONG),
         folder=ROOT,
