@@ -53,6 +53,15 @@ class Host:
                 count += is_here and " ".join(process.cmdline()).startswith(name)
         return count
 
+    def runs(self, script: str) -> bool:
+        """Whether a Python runs this script on it."""
+        own = os.readlink(f"/proc/{self.init}/ns/pid")
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if os.readlink(f"/proc/{process.pid}/ns/pid") == own and script in process.cmdline():
+                    return True
+        return False
+
     def unplug(self) -> None:
         """Cut its link."""
         _run_in(self.switch, "ip", "link", "set", self.port, "down")

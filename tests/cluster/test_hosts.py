@@ -1,8 +1,8 @@
 """`deepspeed --hostfile` over pdsh and ssh between two hosts, whose link is cut for good while they train."""
 
 import os
-import re
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +68,15 @@ def test_ranks_whose_link_is_cut_say_whom_they_lost_and_started_again_they_end_a
     hosts.second.unplug()
     (code,), (told,) = wait_for_ranks([broken])
     assert code > 0, told
+    # The launcher, which is on the first host, does not wait for a host that ssh has lost.
+    deadline = time.monotonic() + 180
+    while hosts.second.runs("launch/train.py"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
     said = ["".join(path.read_text() for path in logs.glob(f"*_rank{rank}.log")) for rank in range(2)]
     for rank, lost in enumerate(("rank 1 on host2", "rank 0 on host1")):
         assert f"rank {rank}: another rank has ended or does not answer, so this one cannot go on: {lost}" in said[rank]
         assert "Traceback" not in said[rank]
-    assert hosts.second.count_processes("python") == 0
     newest = int(committed_steps(output / "checkpoints")[-1][5:])
     hosts.second.plug_in()
     ssh_hosts.wait_until_reachable(hosts.first, "host2")
@@ -84,17 +88,3 @@ def test_ranks_whose_link_is_cut_say_whom_they_lost_and_started_again_they_end_a
     assert codes == [0, 0], outputs
     assert [line["samples"] for line in steps(output)] == [line["samples"] for line in steps(unbroken)]
     assert losses(output) == losses(unbroken)
-
-
-def test_hosts_whose_code_differs_are_told_so(hosts, tmp_path):
-    changed = tmp_path / "schedule.py"
-    original = ROOT / "xmodal" / "training" / "schedule.py"
-    changed.write_text(original.read_text() + "# a change\n")
-    ssh_hosts.run_on(hosts.second, "mount", "--bind", str(changed), str(original))
-    view = make_view(tmp_path, num_samples=30)
-    (code,), (told,) = wait_for_ranks([hosts.start(settings(view, tmp_path / "run"))])
-    ssh_hosts.run_on(hosts.second, "umount", str(original))
-    assert code == 2, told
-    wanted = r": xmodal: the ranks do not agree: code is '\w+' on rank 0 and '\w+' on rank 1$"
-    assert {line.split(":")[0] for line in told.splitlines() if re.search(wanted, line)} == {"host1", "host2"}
-    assert "Traceback" not in told
