@@ -94,7 +94,7 @@ def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]
     deadline = time.monotonic() + 200
     file = output / METRICS_FILE
     # In this order: a run that goes on takes away the steps that it does again.
-    while not (file.exists() and file.stat().st_mtime > since and steps(output) and steps(output)[-1]["step"] >= step):
+    while not (file.exists() and file.stat().st_mtime > since and (done := steps(output)) and done[-1]["step"] >= step):
         assert time.monotonic() < deadline
         for process in ranks:
             assert process.poll() is None, process.communicate()[0]

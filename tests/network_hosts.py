@@ -45,22 +45,18 @@ class Host:
 
     def count_processes(self, name: str) -> int:
         """How many processes of this name (as they call themselves) run on it."""
-        own = os.readlink(f"/proc/{self.init}/ns/pid")
-        count = 0
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                is_here = os.readlink(f"/proc/{process.pid}/ns/pid") == own
-                count += is_here and " ".join(process.cmdline()).startswith(name)
-        return count
+        return sum(" ".join(command).startswith(name) for command in self._commands())
 
     def runs(self, script: str) -> bool:
         """Whether a Python runs this script on it."""
+        return any(script in command for command in self._commands())
+
+    def _commands(self) -> Iterator[list[str]]:
         own = os.readlink(f"/proc/{self.init}/ns/pid")
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if os.readlink(f"/proc/{process.pid}/ns/pid") == own and script in process.cmdline():
-                    return True
-        return False
+                if os.readlink(f"/proc/{process.pid}/ns/pid") == own:
+                    yield process.cmdline()
 
     def unplug(self) -> None:
         """Cut its link."""

@@ -12,7 +12,7 @@ from xmodal.students import StudentConfig, create_student
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import num_parameters, rank_memory
 from xmodal.training.dry_run import dry_run
-from xmodal.training.train import pin_config
+from xmodal.training.pinned_config import pin_config
 
 NUM_PARAMETERS = num_parameters(
     create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS))

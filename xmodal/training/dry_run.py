@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,9 @@ import torch.distributed as dist
 import yaml
 
 from shards.errors import UserError
-from shards.stream import TrainStream
-from shards.view import open_view, target_array
+from shards.view import open_view
 from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.labels import CLASSES
-from xmodal.students import create_student, input_spec
-from xmodal.training.checkpoint import committed_steps
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import (
     BUCKET_ELEMENTS,
@@ -28,18 +24,16 @@ from xmodal.training.costs import (
     PASSES_RECOMPUTED,
     RankMemory,
     activation_bytes,
-    device_peak,
     forward_flops,
     num_parameters,
     rank_memory,
     utilisation,
 )
-from xmodal.training.engine import create_engine, micro_batches_per_step, resolve_deepspeed_config
 from xmodal.training.losses import DistillationLoss
-from xmodal.training.ranks import Ranks, limit_waiting, start_process_group
+from xmodal.training.preparation import prepare, start_engine
+from xmodal.training.ranks import Ranks, start_process_group
 from xmodal.training.step_log import memory_gib
 from xmodal.training.trackers import require_trackers
-from xmodal.training.train import check_pinned_config
 
 WORLD_SIZES = (1, 8, 64)
 """Numbers of ranks that memory is estimated for, besides the run's own."""
@@ -128,68 +122,45 @@ def dry_run(config: TrainConfig, tell: Callable[[str], None]) -> None:
     if not config.allow_forgotten:
         refuse_forgotten(view)
     require_trackers(config.trackers)
-    if committed_steps(Path(config.output, "checkpoints")):
-        check_pinned_config(Path(config.output), config)
     ranks = start_process_group(config.peer_timeout)
     try:
         if not ranks.is_first:
             logging.getLogger().setLevel(logging.WARNING)
-        model = create_student(config.student)
-        spec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
-        micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
-        stream = TrainStream(
-            view,
-            config=config.stream,
-            size=spec.size,
-            augment=config.augment,
-            global_batch_size=config.global_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            micro_batches=micro_batches,
-        )
-        resolved = resolve_deepspeed_config(
-            config.deepspeed,
-            global_batch_size=config.global_batch_size,
-            micro_batches=micro_batches,
-            world_size=ranks.world_size,
-            max_grad_norm=config.optimizer.max_grad_norm,
-        )
+        prepared = prepare(config, view, ranks)
+        model, size, stream = prepared.model, prepared.spec.size, prepared.stream
         micro_batch_size = stream.micro_batch_size
         # Before there is an engine: ZeRO 3 takes the weights out of the model.
-        num_weights, flops = num_parameters(model), forward_flops(model, spec.size)
-        dtype = _dtype(resolved)
-        activations = activation_bytes(model, spec.size, micro_batch_size, dtype)
+        num_weights, flops = num_parameters(model), forward_flops(model, size)
+        dtype = _dtype(prepared.deepspeed)
+        activations = activation_bytes(model, size, micro_batch_size, dtype)
         of_one_micro_batch = {
-            **resolved,
+            **prepared.deepspeed,
             "train_batch_size": micro_batch_size * ranks.world_size,
             "gradient_accumulation_steps": 1,
         }
-        schedule_steps = config.epochs * stream.steps_per_epoch
         plan = RunPlan(
             config=config,
-            deepspeed=resolved,
+            deepspeed=prepared.deepspeed,
             num_parameters=num_weights,
-            size=spec.size,
+            size=size,
             flops=flops,
             num_samples=stream.num_samples,
             steps_per_epoch=stream.steps_per_epoch,
-            total_steps=min(schedule_steps, config.max_steps or schedule_steps),
-            frozen_steps=config.frozen_epochs * stream.steps_per_epoch,
+            total_steps=prepared.total_steps,
+            frozen_steps=prepared.frozen_steps,
             world_size=ranks.world_size,
-            micro_batches=micro_batches,
+            micro_batches=prepared.micro_batches,
             micro_batch_size=micro_batch_size,
             device=torch.cuda.get_device_name() if torch.cuda.is_initialized() else "CPU",
-            memory=_memory(config, resolved, num_weights, activations or 0, dtype, ranks),
-            peak=config.peak_tflops * 1e12 or device_peak(),
+            memory=_memory(config, prepared.deepspeed, num_weights, activations or 0, dtype, ranks),
+            peak=prepared.peak,
         )
         if ranks.is_first:
             tell(plan_text(plan))
         _require_memory(plan)
-        loss = DistillationLoss(config.loss, lambda: torch.from_numpy(target_array(view.split("train").rows)))
         try:
-            engine = create_engine(model, config.optimizer, of_one_micro_batch, config.deepspeed)
-            limit_waiting(config.peer_timeout)
-            pass_seconds, update_seconds = _measure(engine, loss, micro_batch_size, spec.size, dtype)
+            engine = start_engine(config, model, of_one_micro_batch)
+            pass_seconds, update_seconds = _measure(engine, prepared.loss, micro_batch_size, size, dtype)
         except torch.OutOfMemoryError as error:
             raise UserError("a step takes more memory than this GPU has", _LESS_MEMORY) from error
         if ranks.is_first:

@@ -88,7 +88,9 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
         # What a config leaves in float32 is multiplied in TF32, some times as fast: the range is the same, of the 23
         # bits behind the point 10 are used. torch does so for convolutions anyway.
         torch.backends.cuda.matmul.allow_tf32 = True
-    _leave_out_collectives_of_inference()
+    # Collectives in shared memory, which only DeepSpeed's inference calls: they would be compiled at the first start,
+    # and a rank would wait in them for ever for one that has ended.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     try:
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo",
@@ -104,16 +106,6 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
             "see what the launcher and the other ranks say; that port must be free, and all hosts must reach it",
         ) from error
     return ranks
-
-
-def _leave_out_collectives_of_inference() -> None:
-    """Have DeepSpeed do without collectives in shared memory, which only its inference calls.
-
-    It would compile them at the first start, and a rank would wait for the memory of one that has ended for ever.
-    """
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def limit_waiting(timeout: float) -> None:

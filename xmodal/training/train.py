@@ -5,7 +5,6 @@ import logging
 import re
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,35 +15,32 @@ import torch.distributed as dist
 
 from shards.batches import Batch, Normaliser
 from shards.errors import UserError
-from shards.json_object import parse_json_object
 from shards.storage import LocalStorage, open_storage
-from shards.stream import EvalStream, TrainStream, told_of_lost_workers
-from shards.view import View, open_view, target_array
+from shards.stream import EvalStream, told_of_lost_workers
+from shards.view import View, open_view
 from xmodal.curation.forgotten import refuse_forgotten
-from xmodal.students import InputSpec, create_student, export_student, input_spec
+from xmodal.students import create_student, export_student
 from xmodal.training.agreement import gather_objects, require_agreement, versions
-from xmodal.training.checkpoint import Keep, committed_steps, load_checkpoint, save_checkpoint
+from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
-from xmodal.training.costs import PASSES, device_peak, forward_flops, utilisation
+from xmodal.training.costs import PASSES, forward_flops, utilisation
 from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
-    create_engine,
     frozen_backbone,
     full_averaged_weights,
     gradient_norm,
     loss_scale,
-    micro_batches_per_step,
-    resolve_deepspeed_config,
     restart_optimizer,
     set_ema_decay,
     set_learning_rate,
 )
-from xmodal.training.losses import DistillationLoss
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
+from xmodal.training.pinned_config import dotted, pin_config
+from xmodal.training.preparation import prepare, start_engine
 from xmodal.training.provenance import last_validation, provenance_of, settings_without_paths
-from xmodal.training.ranks import Ranks, limit_waiting, lost_ranks, start_process_group
+from xmodal.training.ranks import Ranks, lost_ranks, start_process_group
 from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
@@ -108,7 +104,7 @@ def _facts(config: TrainConfig, view: View) -> dict[str, Any]:
     """What all ranks must have in common. Paths may differ from host to host; what lies there may not."""
     settings = {
         f"config.{name}": value
-        for name, value in _dotted(json.loads(json.dumps(asdict(config))))
+        for name, value in dotted(json.loads(json.dumps(asdict(config))))
         if name not in ("view", "output", "deepspeed", "stop_file", "stream.cache_folder")
     }
     file = Path(config.deepspeed)
@@ -120,41 +116,14 @@ class _Run:
     def __init__(self, config: TrainConfig, view: View, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> None:
         self.config, self.ranks, self.stop, self.watchdog = config, ranks, stop, watchdog
         self.folder = Path(config.output)
-        if committed_steps(self.folder / "checkpoints"):
-            check_pinned_config(self.folder, config)
-        torch.manual_seed(config.seed)  # the same initial weights on all ranks
-        model = create_student(config.student)
-        self.spec: InputSpec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
+        prepared = prepare(config, view, ranks)
+        self.spec, self.stream, self.loss, self.peak = prepared.spec, prepared.stream, prepared.loss, prepared.peak
         self.normalise = Normaliser(self.spec.mean, self.spec.std)
-        micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
-        self.stream = TrainStream(
-            view,
-            config=config.stream,
-            size=self.spec.size,
-            augment=config.augment,
-            global_batch_size=config.global_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            micro_batches=micro_batches,
-        )
-        self.schedule_steps = config.epochs * self.stream.steps_per_epoch
-        self.frozen_steps = config.frozen_epochs * self.stream.steps_per_epoch
-        self.total_steps = min(self.schedule_steps, config.max_steps or self.schedule_steps)
-        self.loss = DistillationLoss(config.loss, lambda: torch.from_numpy(target_array(view.split("train").rows)))
-        deepspeed_config = resolve_deepspeed_config(
-            config.deepspeed,
-            global_batch_size=config.global_batch_size,
-            micro_batches=micro_batches,
-            world_size=ranks.world_size,
-            max_grad_norm=config.optimizer.max_grad_norm,
-        )
-        self.peak = config.peak_tflops * 1e12 or device_peak()
+        self.schedule_steps, self.frozen_steps = prepared.schedule_steps, prepared.frozen_steps
+        self.total_steps = prepared.total_steps
         # Before there is an engine: ZeRO 3 takes the weights out of the model.
-        self.flops = forward_flops(model, self.spec.size) if self.peak and ranks.is_first else None
-        self.engine = create_engine(model, config.optimizer, deepspeed_config, config.deepspeed)
-        if config.compile:
-            self.engine.compile()  # in place: the names of the weights stay
-        limit_waiting(config.peer_timeout)
+        self.flops = forward_flops(prepared.model, self.spec.size) if self.peak and ranks.is_first else None
+        self.engine = start_engine(config, prepared.model, prepared.deepspeed)
         self.dtype = next(self.engine.module.parameters()).dtype
         self.view = view
         self.step = 0
@@ -432,43 +401,3 @@ class _Run:
             provenance=provenance,
         )
         log.info("student exported to %s", self.folder / "student")
-
-
-_MAY_CHANGE = {
-    "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
-    "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
-    "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
-    "peak_tflops", "trackers", "wandb_project", "upload", "allow_forgotten", "compile",
-    "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
-    "stream.cache_folder", "stream.max_cache_gib",
-}  # fmt: skip
-"""Settings that do not shape the student: a run may be resumed with others."""
-
-
-def check_pinned_config(folder: Path, config: TrainConfig) -> None:
-    """Raise UserError if a setting that shapes the student is not what the run in this folder was begun with."""
-    path = folder / "config.json"
-    if not path.exists():
-        return
-    pinned = parse_json_object(path.read_bytes(), str(path), "give a new `output` folder")
-    begun_with = dict(_dotted(pinned))
-    for name, value in _dotted(json.loads(json.dumps(asdict(config)))):
-        if name not in _MAY_CHANGE and begun_with.get(name) != value:
-            raise UserError(
-                f"{path}: {name}: this run was begun with {begun_with.get(name)!r}, not {value!r}",
-                "go on with the settings it was begun with, or give a new `output` folder",
-            )
-
-
-def pin_config(folder: Path, config: TrainConfig) -> None:
-    """Keep the config of a run that begins: once everything that it names was found to be there."""
-    LocalStorage(folder, create=True).replace("config.json", json.dumps(asdict(config), indent=2).encode() + b"\n")
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a config by their dotted names; `model_args` and other free-form ones are whole."""
-    for name, value in values.items():
-        if isinstance(value, dict) and name != "model_args":
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
