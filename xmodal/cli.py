@@ -9,9 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from xmodal.models.convert import Conversion
 
 T = TypeVar("T")
 
@@ -284,24 +287,64 @@ usage: xmodal view diff BEFORE AFTER [--csv FILE]
 
 
 def models(arguments: list[str]) -> None:
-    """The paper's twelve models: list them, convert and fetch their weights (`xmodal models list|convert|pull`)."""
+    """The paper's twelve models: list them, convert their Keras weights (`xmodal models list|convert`)."""
     from xmodal.published import models_table
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(_MODELS_USAGE)
         return
     action, *rest = arguments
-    if action != "list":
-        raise UserError(f"command line: {action}: no such action", "choose list")
-    _parsed(argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False), rest, "models")
-    print(models_table())
+    if action not in ("list", "convert"):
+        raise UserError(f"command line: {action}: no such action", "choose one of list, convert")
+    if action == "list":
+        _parsed(argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False), rest, "models")
+        print(models_table())
+    else:
+        _convert_model(rest)
+
+
+def _convert_model(arguments: list[str]) -> None:
+    from xmodal.models.convert import convert
+    from xmodal.published import published_model
+
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("--as", dest="name")
+    parser.add_argument("--pixels", choices=("0..1", "-1..1"))
+    parser.add_argument("--gelu", choices=("exact", "tanh"))
+    # What begins with a dash would be taken for a setting.
+    pairs = itertools.pairwise([*arguments, ""])
+    given = ["--pixels=-1..1" if pair == ("--pixels", "-1..1") else pair[0] for pair in pairs]
+    parsed = _parsed(parser, [argument for argument in given if argument != "-1..1"], "models")
+    if len(parsed.paths) != 2:
+        raise UserError("command line: convert takes a file and a folder", "xmodal models convert FILE.h5 FOLDER")
+    model = published_model(parsed.name) if parsed.name else None
+    done = convert(*parsed.paths, model=model, pixels=parsed.pixels, gelu=parsed.gelu)
+    _print_table(f"Student {os.path.abspath(done.folder)}", _rows_of(done))
+
+
+def _rows_of(done: "Conversion") -> list[tuple[str, object]]:
+    return [
+        ("backbone", f"{done.backbone}, {done.parameters:,} parameters with its head"),
+        ("head", done.head),
+        ("pictures", f"squares of {done.size} pixels, scaled to {done.pixels}"),
+        ("sha256 of the file", done.sha256),
+    ]
 
 
 _MODELS_USAGE = """\
 usage: xmodal models list
+       xmodal models convert [--as NAME] [--pixels 0..1|-1..1] [--gelu exact|tanh] FILE.h5 FOLDER
 
-  list    each model's name, backbone, input, training set, row and accuracies of the paper's table, and where its
-          weights are"""
+  list      each model's name, backbone, input, training set, row and accuracies of the paper's table, and where its
+            weights are
+  convert   a ViT of vit-keras with three outputs, as Keras wrote it (a whole model, or weights alone), to a student
+            with equal predictions, in a new folder; nothing in the file is executed
+
+  --as NAME   the published model that the file is: its pixels, and the GELU of its head
+  --pixels    what pixels were scaled to in training, which no file says; by default 0..1 for B/32, -1..1 for others
+  --gelu      which GELU the head of two layers has, where the file does not say: exact as Keras's own (the default),
+              or tanh as that of tensorflow_addons, which the authors' models have"""
 
 
 def shards(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
 """Students: timm models with three outputs, made, exported as timm folders, and loaded again.
 
 With the linear head, bare timm loads such a folder. It has no argument for the paper's head of two layers: that folder
-says `"head": "mlp"` in its `config.json`, and `load_student` rebuilds it, while bare timm refuses its weights.
+says `"head": "mlp"` and `"head_gelu"` in its `config.json`, and `load_student` rebuilds it, while bare timm refuses its
+weights.
 """
 
 import json
@@ -11,13 +12,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import timm
 import torch
 from safetensors import SafetensorError
 from timm.data import resolve_input_data_config
-from timm.layers import Mlp
+from timm.layers import GELUTanh, Mlp
 from timm.models import load_checkpoint, save_for_hf
 
 from shards.checks import require_range
@@ -35,6 +36,9 @@ PRESETS = {
 
 MLP_WIDTH = 32
 """Hidden units of the paper's head."""
+
+Gelu = Literal["exact", "tanh"]
+"""GELU by the error function, or approximated by tanh as in the authors' own models."""
 
 # What timm's models raise for arguments and weights that do not fit: each checks, or trips over, them in its own way.
 _TIMM_ERRORS = (
@@ -90,7 +94,7 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
     try:
         model = _create(name, pretrained=config.pretrained, num_classes=len(CLASSES), **config.model_args)
         if config.head == "mlp" and not has_mlp_head(model):
-            _put_mlp_head(model)
+            put_mlp_head(model)
         elif config.head == "linear" and has_mlp_head(model):
             raise ValueError("this student has the head of two layers; set student.head=mlp")
         if config.gradient_checkpointing:
@@ -106,25 +110,34 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
 def _create(name: str, *, pretrained: bool, **arguments: Any) -> Any:
     """`timm.create_model`, which also loads the folder of a student with the paper's head."""
     folder = Path(name.removeprefix("local-dir:"))
-    if not (pretrained and name.startswith("local-dir:") and _says_mlp(folder / "config.json")):
+    gelu = _mlp_gelu(folder / "config.json") if pretrained and name.startswith("local-dir:") else None
+    if gelu is None:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     model = timm.create_model(name, pretrained=False, **arguments)
-    _put_mlp_head(model)
+    put_mlp_head(model, gelu)
     load_checkpoint(model, str(folder / "model.safetensors"))
     return model
 
 
-def _says_mlp(path: Path) -> bool:
-    return path.is_file() and json.loads(path.read_bytes()).get("head") == "mlp"
+def _mlp_gelu(path: Path) -> Gelu | None:
+    """Which GELU the paper's head of an exported student has, by its `config.json`; None if it has another head."""
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    if config.get("head") != "mlp":
+        return None
+    gelu = config.get("head_gelu", "exact")
+    if gelu not in get_args(Gelu):
+        raise ValueError(f"{path}: head_gelu: {gelu!r} is none of {', '.join(get_args(Gelu))}")
+    return cast(Gelu, gelu)
 
 
-def _put_mlp_head(model: torch.nn.Module) -> None:
+def put_mlp_head(model: torch.nn.Module, gelu: Gelu = "exact") -> None:
     """Replace a timm model's linear classifier by the paper's: 32 hidden units, GELU, three outputs."""
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(linear := heads[0], torch.nn.Linear):
         raise ValueError("head: mlp needs a model whose classifier is one linear layer")
     name = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
-    model.set_submodule(name, Mlp(linear.in_features, MLP_WIDTH, len(CLASSES)))
+    activation = GELUTanh if gelu == "tanh" else torch.nn.GELU
+    model.set_submodule(name, Mlp(linear.in_features, MLP_WIDTH, len(CLASSES), act_layer=activation))
 
 
 def has_mlp_head(model: torch.nn.Module) -> bool:
@@ -199,7 +212,7 @@ def export_student(
     save_for_hf(
         model,
         str(staged),
-        model_config={"label_names": list(CLASSES), "head": "mlp" if has_mlp_head(model) else "linear"},
+        model_config={"label_names": list(CLASSES), **_head_config(model)},
         safe_serialization=True,
         data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
     )
@@ -212,6 +225,14 @@ def export_student(
         os.rename(target, retired)
     os.rename(staged, target)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _head_config(model: torch.nn.Module) -> dict[str, str]:
+    """What `config.json` says of a student's head."""
+    for head in classifiers(model):
+        if isinstance(head, Mlp):
+            return {"head": "mlp", "head_gelu": "tanh" if isinstance(head.act, GELUTanh) else "exact"}
+    return {"head": "linear"}
 
 
 def _model_card(model: torch.nn.Module, provenance: Mapping[str, Any]) -> str:
@@ -235,13 +256,19 @@ teacher gave to the texts of posts; no person annotated its training pictures.
 
 - Architecture: {pretrained_config["architecture"]}, {num_parameters:,} parameters; head: {head}
 - Input: RGB, {spec.size} by {spec.size} pixels; outputs: logits of {", ".join(CLASSES)}
-- View it learned from: `{provenance.get("view_fingerprint", "unknown")}`
-- Steps: {provenance.get("steps", "unknown")}; all settings are in `provenance.json`
+- {_origin(provenance)}; all settings are in `provenance.json`
 
 ```python
 {loading}
 ```
 """
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    if "converted_from" in provenance:
+        return f"It was converted from Keras weights: {provenance['converted_from']['file']}"
+    fingerprint, steps = (provenance.get(name, "unknown") for name in ("view_fingerprint", "steps"))
+    return f"View it learned from: `{fingerprint}`\n- Steps: {steps}"
 
 
 _LOAD_BY_TIMM = """import timm
