@@ -116,7 +116,7 @@ def differences(written: Path, pictures: Path, keras: str, head: str) -> dict[st
             ours = torch.cat([network(normalise(batch)).softmax(dim=1) for batch in pixels.split(4)])
         found[file.name] = [float(np.abs(ours.numpy() - expected).max())]
         (student / "model.safetensors").unlink()
-        print(f"{written.name}: {file.name} {found[file.name][0]:.2e}", flush=True)
+        print(f"{keras}, {head} head, {network.pretrained_cfg['architecture']}, {file.name}: {found[file.name][0]:.2e}")
     return found
 
 

@@ -287,20 +287,22 @@ usage: xmodal view diff BEFORE AFTER [--csv FILE]
 
 
 def models(arguments: list[str]) -> None:
-    """The paper's twelve models: list them, convert their Keras weights (`xmodal models list|convert`)."""
+    """The paper's twelve models: list them, convert and fetch their weights (`xmodal models list|convert|pull`)."""
     from xmodal.published import models_table
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(_MODELS_USAGE)
         return
     action, *rest = arguments
-    if action not in ("list", "convert"):
-        raise UserError(f"command line: {action}: no such action", "choose one of list, convert")
+    if action not in ("list", "convert", "pull"):
+        raise UserError(f"command line: {action}: no such action", "choose one of list, convert, pull")
     if action == "list":
         _parsed(argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False), rest, "models")
         print(models_table())
-    else:
+    elif action == "convert":
         _convert_model(rest)
+    else:
+        _pull_model(rest)
 
 
 def _convert_model(arguments: list[str]) -> None:
@@ -323,6 +325,21 @@ def _convert_model(arguments: list[str]) -> None:
     _print_table(f"Student {os.path.abspath(done.folder)}", _rows_of(done))
 
 
+def _pull_model(arguments: list[str]) -> None:
+    from xmodal.models.pull import pull
+    from xmodal.published import published_model, pulled_folder
+
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--url")
+    parsed = _parsed(parser, arguments, "models")
+    if len(parsed.names) != 1:
+        raise UserError("command line: pull takes one name", "xmodal models pull ViT_L16")
+    model = published_model(parsed.names[0])
+    done = pull(model, url=parsed.url)
+    _print_table(f"Student {pulled_folder(model.name)}", _rows_of(done) if done else [("pulled", "before, and whole")])
+
+
 def _rows_of(done: "Conversion") -> list[tuple[str, object]]:
     return [
         ("backbone", f"{done.backbone}, {done.parameters:,} parameters with its head"),
@@ -335,16 +352,20 @@ def _rows_of(done: "Conversion") -> list[tuple[str, object]]:
 _MODELS_USAGE = """\
 usage: xmodal models list
        xmodal models convert [--as NAME] [--pixels 0..1|-1..1] [--gelu exact|tanh] FILE.h5 FOLDER
+       xmodal models pull [--url URL] NAME
 
   list      each model's name, backbone, input, training set, row and accuracies of the paper's table, and where its
             weights are
   convert   a ViT of vit-keras with three outputs, as Keras wrote it (a whole model, or weights alone), to a student
             with equal predictions, in a new folder; nothing in the file is executed
+  pull      a model of the list: its weights are downloaded, checked, converted and kept in $XMODAL_MODELS (by default
+            ~/.cache/xmodal/models); from then on its name stands for the student
 
   --as NAME   the published model that the file is: its pixels, and the GELU of its head
   --pixels    what pixels were scaled to in training, which no file says; by default 0..1 for B/32, -1..1 for others
   --gelu      which GELU the head of two layers has, where the file does not say: exact as Keras's own (the default),
-              or tanh as that of tensorflow_addons, which the authors' models have"""
+              or tanh as that of tensorflow_addons, which the authors' models have
+  --url       another place to have the weights from than the authors' release"""
 
 
 def shards(arguments: list[str]) -> int:

@@ -242,6 +242,7 @@ CHANGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "weight-gone": (drop(f"{BLOCK}/Dense_1/bias:0"), "lacks a weight of a ViT"),
     "block-half-gone": (drop(f"{BLOCK}/LayerNorm_0"), "lacks a weight"),
     "weight-too-many": (put(f"{BLOCK}/Dense_2/kernel:0", np.zeros((2, 2))), "a weight that students lack"),
+    "name-of-lines": (put("model_weights/a\n\x1b[2Jb", np.zeros(3)), "students lack: a??[2Jb"),
     "pre-logits": (put("model_weights/pre_logits/pre_logits/kernel:0", np.zeros((128, 128))), "pre_logits"),
     "other-shape": (put(f"{BLOCK}/LayerNorm_2/gamma:0", np.ones(127)), "has the shape (127,)"),
     "four-outputs": (put(HEAD, np.zeros((128, 4))), "3 outputs"),

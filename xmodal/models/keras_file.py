@@ -75,12 +75,17 @@ def read_keras_student(path: str) -> KerasStudent:
             return _read(file, Path(path).stat().st_size)
     except _UnfitError as error:
         raise UserError(
-            f"{path}: {error}",
+            f"{path}: {_one_line(str(error))}",
             "only ViTs of vit-keras with three outputs can be converted; nothing of the file was executed",
         ) from error
     except _HDF5_ERRORS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _one_line(str(error)) or type(error).__name__
         raise UserError(f"{path}: is damaged or cut off: {reason}", "get the file again") from error
+
+
+def _one_line(text: str) -> str:
+    """A message with names from the file, which may be made to look like other lines of a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text.strip())[:300]
 
 
 def _read(file: h5py.File, num_bytes: int) -> KerasStudent:
