@@ -46,10 +46,10 @@ class _Partial:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def load(self) -> None:
-        """What an earlier process left, if it was of the same URL."""
+        """What an earlier process left, if the server can be asked whether it is still of what lies there."""
         try:
             notes = json.loads(self.notes.read_bytes())
-            if notes["url"] == self.url:
+            if notes["url"] == self.url and notes["validator"]:
                 self.validator, self.total = notes["validator"], notes["total"]
                 return
         except (OSError, ValueError, LookupError, TypeError):
