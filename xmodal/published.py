@@ -35,6 +35,8 @@ class PublishedModel:
     """Its row in the paper's table."""
     accuracy: Mapping[str, float] = field(default_factory=dict)
     """Benchmark of `AGREEMENTS` → published accuracy in percent."""
+    recipe: str | None = None
+    """File of configs/train, without its ending, that trains such a model; None where it is not documented enough."""
     released: bool = False
     """Whether a file of the release holds it; the others lie on Google Drive alone."""
 
@@ -51,7 +53,13 @@ def mean_and_std(pixels: PixelRange) -> tuple[tuple[float, float, float], tuple[
 
 
 def _model(
-    name: str, backbone: str, *, dataset: str | None = None, row: str | None = None, accuracy: tuple[float, ...] = ()
+    name: str,
+    backbone: str,
+    *,
+    dataset: str | None = None,
+    row: str | None = None,
+    accuracy: tuple[float, ...] = (),
+    recipe: str | None = None,
 ) -> PublishedModel:
     small = backbone == "ViT_B32"
     return PublishedModel(
@@ -62,6 +70,7 @@ def _model(
         dataset=dataset,
         row=row,
         accuracy=dict(zip(AGREEMENTS, accuracy, strict=False)),
+        recipe=f"paper_{row.replace('.', '_')}" if row else recipe,
         released=row is not None,
     )
 
@@ -79,11 +88,11 @@ PUBLISHED: dict[str, PublishedModel] = {
         _model("merged_T4SA", "ViT_B32", dataset="merged_T4SA"),
         _model("bal_flat_T4SA2.0", "ViT_B32", dataset="bal_flat_T4SA2.0", row="3.3", accuracy=(82.3, 78.7, 75.3)),
         _model("bal_T4SA2.0", "ViT_B32", dataset="bal_T4SA2.0", row="3.4", accuracy=(84.4, 80.3, 77.1)),
-        _model("unb_T4SA2.0", "ViT_B32", dataset="unb_T4SA2.0"),
+        _model("unb_T4SA2.0", "ViT_B32", dataset="unb_T4SA2.0", recipe="paper_unb_t4sa2_0"),
         _model("B-T4SA_1.0_upd_filt", "ViT_B32", dataset="B-T4SA_1.0_upd_filt", row="3.2", accuracy=(84.7, 79.7, 76.6)),
         _model("B-T4SA_1.0_upd", "ViT_B32", dataset="B-T4SA_1.0_upd", row="3.1", accuracy=(82.2, 78.0, 75.5)),
         # In no row of the table; the accuracy is that of a notebook of theirs.
-        _model("B-T4SA_1.0", "ViT_B32", dataset="B-T4SA_1.0", accuracy=(81.2,)),
+        _model("B-T4SA_1.0", "ViT_B32", dataset="B-T4SA_1.0", accuracy=(81.2,), recipe="paper_b_t4sa_1_0"),
     )
 }
 """The order is that of the authors' README."""
@@ -118,7 +127,7 @@ def pulled_folder(name: str) -> Path:
 
 def models_table() -> str:
     """The twelve models as a table, and which of them were pulled to this machine."""
-    header = ("name", "backbone", "side", "pixels", "trained on", "row", *AGREEMENTS, "here", "weights")
+    header = ("name", "backbone", "side", "pixels", "trained on", "row", *AGREEMENTS, "recipe", "here", "weights")
     rows = [
         (
             model.name,
@@ -128,6 +137,7 @@ def models_table() -> str:
             model.dataset or "not documented",
             model.row or "-",
             *(f"{model.accuracy[name]:.1f}" if name in model.accuracy else "-" for name in AGREEMENTS),
+            model.recipe or "-",
             "yes" if pulled_folder(model.name).is_dir() else "no",
             model.url or "in no release",
         )

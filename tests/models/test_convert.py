@@ -239,6 +239,7 @@ BLOCK = "model_weights/Transformer/encoderblock_1/Transformer/encoderblock_1"
 CHANGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no-weights": (drop("model_weights"), "model_weights is no group"),
     "weights-no-group": (put("model_weights", 3.0), "model_weights is no group"),
+    "weights-by-link": (put("model_weights", h5py.ExternalLink("/etc/hostname", "/")), "no group of its own"),
     "weight-gone": (drop(f"{BLOCK}/Dense_1/bias:0"), "lacks a weight of a ViT"),
     "block-half-gone": (drop(f"{BLOCK}/LayerNorm_0"), "lacks a weight"),
     "weight-too-many": (put(f"{BLOCK}/Dense_2/kernel:0", np.zeros((2, 2))), "a weight that students lack"),

@@ -91,9 +91,13 @@ def _one_line(text: str) -> str:
 def _read(file: h5py.File, num_bytes: int) -> KerasStudent:
     config = file.attrs.get("model_config")
     architecture = None if config is None else _architecture(config)
-    root = file.get("model_weights", None if architecture else file)
+    root = file
+    if architecture or "model_weights" in file:
+        # A link would lead into another file of whoever converts.
+        is_here = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
+        root = file["model_weights"] if is_here else None
     if not isinstance(root, h5py.Group):
-        raise _UnfitError("model_weights is no group")
+        raise _UnfitError("model_weights is no group of its own")
     found = dict(_weights(root))
     sizes = _dimensions(found, architecture)
     _check_shapes(found, sizes)
