@@ -155,16 +155,19 @@ def code_that_touches(marker: Path) -> CodeType:
 
 
 @pytest.mark.parametrize("layout", ["keras2-model", "keras3-model"])
-@pytest.mark.parametrize("place", ["another", "in place of ExtractToken"])
+@pytest.mark.parametrize("place", ["another", "in place of ExtractToken", "its output shape"])
 def test_pickled_code_in_a_file_is_refused_and_never_run(tmp_path, capsys, layout, place):
     marker = tmp_path / "was-run"
     code = code_that_touches(marker)
     vit = MadeViT()
-    layers = vit.layers(layout, code=code if place != "another" else None)
+    layers = vit.layers(layout, code=code if place == "in place of ExtractToken" else None)
+    evil = vit.layers(layout, code=code)["config"]["layers"][1]["config"]["layers"][-1]
     if place == "another":
-        evil = vit.layers(layout, code=code)["config"]["layers"][1]["config"]["layers"][-1]
         evil["config"]["name"] = "lambda"
         layers["config"]["layers"].insert(2, evil)
+    if place == "its output shape":
+        extract = layers["config"]["layers"][1]["config"]["layers"][-1]["config"]
+        extract["output_shape"] = evil["config"]["function"]
     what = refused(vit.write(tmp_path / "m.h5", layout, config=json.dumps(layers)), capsys=capsys)
     assert "Lambda layer" in what
     assert not marker.exists()

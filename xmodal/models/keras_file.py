@@ -209,7 +209,8 @@ def _check_lambda(settings: Mapping[str, Any]) -> None:
         code = inner.get("code") if isinstance(inner, dict) else None
     else:  # Keras 2: code, defaults, closure
         code = function[0] if isinstance(function, list) and function else None
-    if settings.get("name") != "ExtractToken" or not isinstance(code, str):
+    # The shape of its output may be code as well.
+    if settings.get("name") != "ExtractToken" or settings.get("output_shape") or not isinstance(code, str):
         raise _UnfitError("has a Lambda layer, which is code to be executed")
     try:
         compiled = base64.b64decode(code)
