@@ -58,6 +58,9 @@ pictures of your own that people have labelled (`xmodal evaluate`) before you re
 def _origin(provenance: Mapping[str, Any]) -> Iterator[str]:
     yield "## Training"
     yield ""
+    if converted := provenance.get("converted_from"):
+        yield f"- Converted from Keras weights: `{converted['file']}` (SHA-256 `{converted['sha256']}`)"
+        return
     yield f"- View it learned from: `{provenance.get('view_fingerprint', 'unknown')}`"
     counts = provenance.get("view_counts") or {}
     by_class = counts.get("splits_by_class") or {}

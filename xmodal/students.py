@@ -1,7 +1,8 @@
 """Students: timm models with three outputs, made, exported as timm folders, and loaded again.
 
 With the linear head, bare timm loads such a folder. It has no argument for the paper's head of two layers: that folder
-says `"head": "mlp"` in its `config.json`, and `load_student` rebuilds it, while bare timm refuses its weights.
+says `"head": "mlp"` and `"head_gelu"` in its `config.json`, and `load_student` rebuilds it, while bare timm refuses its
+weights.
 """
 
 import json
@@ -11,13 +12,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import timm
 import torch
 from safetensors import SafetensorError
 from timm.data import resolve_input_data_config
-from timm.layers import Mlp
+from timm.layers import GELUTanh, Mlp
 from timm.models import load_checkpoint, save_for_hf
 
 from shards.checks import require_range
@@ -26,6 +27,7 @@ from shards.json_object import parse_json_object
 from shards.storage import give_default_permissions
 from xmodal.labels import CLASSES
 from xmodal.model_card import model_card
+from xmodal.published import PUBLISHED, pulled_folder, suggestion
 
 PRESETS = {
     "ViT_B32": "vit_base_patch32_224.augreg_in21k",
@@ -36,6 +38,9 @@ PRESETS = {
 
 MLP_WIDTH = 32
 """Hidden units of the paper's head."""
+
+Gelu = Literal["exact", "tanh"]
+"""GELU by the error function, or approximated by tanh as in the authors' own models."""
 
 # What timm's models raise for arguments and weights that do not fit: each checks, or trips over, them in its own way.
 _TIMM_ERRORS = (
@@ -91,7 +96,7 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
     try:
         model = _create(name, pretrained=config.pretrained, num_classes=len(CLASSES), **config.model_args)
         if config.head == "mlp" and not has_mlp_head(model):
-            _put_mlp_head(model)
+            put_mlp_head(model)
         elif config.head == "linear" and has_mlp_head(model):
             raise ValueError("this student has the head of two layers; set student.head=mlp")
         if config.gradient_checkpointing:
@@ -107,25 +112,34 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
 def _create(name: str, *, pretrained: bool, **arguments: Any) -> Any:
     """`timm.create_model`, which also loads the folder of a student with the paper's head."""
     folder = Path(name.removeprefix("local-dir:"))
-    if not (pretrained and name.startswith("local-dir:") and _says_mlp(folder / "config.json")):
+    gelu = _mlp_gelu(folder / "config.json") if pretrained and name.startswith("local-dir:") else None
+    if gelu is None:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     model = timm.create_model(name, pretrained=False, **arguments)
-    _put_mlp_head(model)
+    put_mlp_head(model, gelu)
     load_checkpoint(model, str(folder / "model.safetensors"))
     return model
 
 
-def _says_mlp(path: Path) -> bool:
-    return path.is_file() and json.loads(path.read_bytes()).get("head") == "mlp"
+def _mlp_gelu(path: Path) -> Gelu | None:
+    """Which GELU the paper's head of an exported student has, by its `config.json`; None if it has another head."""
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    if config.get("head") != "mlp":
+        return None
+    gelu = config.get("head_gelu", "exact")
+    if gelu not in get_args(Gelu):
+        raise ValueError(f"{path}: head_gelu: {gelu!r} is none of {', '.join(get_args(Gelu))}")
+    return cast(Gelu, gelu)
 
 
-def _put_mlp_head(model: torch.nn.Module) -> None:
+def put_mlp_head(model: torch.nn.Module, gelu: Gelu = "exact") -> None:
     """Replace a timm model's linear classifier by the paper's: 32 hidden units, GELU, three outputs."""
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(linear := heads[0], torch.nn.Linear):
         raise ValueError("head: mlp needs a model whose classifier is one linear layer")
     name = cast(dict[str, Any], model.pretrained_cfg)["classifier"]
-    model.set_submodule(name, Mlp(linear.in_features, MLP_WIDTH, len(CLASSES)))
+    activation = GELUTanh if gelu == "tanh" else torch.nn.GELU
+    model.set_submodule(name, Mlp(linear.in_features, MLP_WIDTH, len(CLASSES), act_layer=activation))
 
 
 def has_mlp_head(model: torch.nn.Module) -> bool:
@@ -140,7 +154,12 @@ def classifiers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def load_student(folder: str) -> torch.nn.Module:
-    """A student as `export_student` wrote it, on the CPU, in evaluation mode. Raises UserError if it is none."""
+    """A student as `export_student` wrote it, on the CPU, in evaluation mode.
+
+    `folder` may be the name of one of the paper's models (`xmodal.published`) that was pulled; a folder of that name
+    comes first. Raises UserError if it is no student.
+    """
+    folder = _folder_of(folder)
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json, so this is no student", "train one first, or check the path")
@@ -154,6 +173,18 @@ def load_student(folder: str) -> torch.nn.Module:
         return _create(f"local-dir:{folder}", pretrained=True).eval()
     except _TIMM_ERRORS as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
+
+
+def _folder_of(folder: str) -> str:
+    """The folder that is meant by a folder, or by the name of a published model."""
+    if os.path.lexists(folder) or "/" in folder:
+        return folder
+    if folder not in PUBLISHED:
+        raise UserError(f"{folder}: no such folder, and none of the paper's models", suggestion(folder))
+    pulled = pulled_folder(folder)
+    if not pulled.is_dir():
+        raise UserError(f"{folder}: this model of the paper is not on this machine", f"xmodal models pull {folder}")
+    return str(pulled)
 
 
 def input_spec(model: torch.nn.Module, crop_share: float | None = None, squash: bool | None = None) -> InputSpec:
@@ -183,7 +214,7 @@ def export_student(
     save_for_hf(
         model,
         str(staged),
-        model_config={"label_names": list(CLASSES), "head": "mlp" if has_mlp_head(model) else "linear"},
+        model_config={"label_names": list(CLASSES), **_head_config(model)},
         safe_serialization=True,
         data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
     )
@@ -199,6 +230,14 @@ def export_student(
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def _head_config(model: torch.nn.Module) -> dict[str, str]:
+    """What `config.json` says of a student's head."""
+    for head in classifiers(model):
+        if isinstance(head, Mlp):
+            return {"head": "mlp", "head_gelu": "tanh" if isinstance(head.act, GELUTanh) else "exact"}
+    return {"head": "linear"}
+
+
 def _model_card(model: torch.nn.Module, provenance: Mapping[str, Any]) -> str:
     if has_mlp_head(model):
         head, loading = f"two layers, {MLP_WIDTH} hidden units (bare timm cannot load them)", _LOAD_BY_XMODAL
@@ -212,6 +251,24 @@ def _model_card(model: torch.nn.Module, provenance: Mapping[str, Any]) -> str:
         loading=loading,
         provenance=provenance,
     )
+
+
+_LOAD_BY_TIMM
+    return model_card(
+        architecture=cast(dict[str, Any], model.pretrained_cfg)["architecture"],
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        head=head,
+        size=input_spec(model).size,
+        loading=loading,
+        provenance=provenance,
+    )
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    if "converted_from" in provenance:
+        return f"It was converted from Keras weights: {provenance['converted_from']['file']}"
+    fingerprint, steps = (provenance.get(name, "unknown") for name in ("view_fingerprint", "steps"))
+    return f"View it learned from: `{fingerprint}`\n- Steps: {steps}"
 
 
 _LOAD_BY_TIMM = """import timm

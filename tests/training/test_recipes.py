@@ -22,6 +22,9 @@ PAPER = {
     "3.6": ("merged_t4sa", "ViT_L32", 384),
     "3.7": ("merged_t4sa", "ViT_B16", 384),
     "3.8": ("merged_t4sa", "ViT_L16", 384),
+    # Of the authors' other models; those of theirs that have no recipe are documented nowhere.
+    "b_t4sa_1_0": ("b_t4sa_1_0", "ViT_B32", 224),
+    "unb_t4sa2_0": ("unb_t4sa2_0", "ViT_B32", 224),
 }
 """Model → the view's recipe, the backbone, the side of its pictures."""
 

@@ -1,0 +1,80 @@
+"""The Python interface: `load_student(name)(pictures)`."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import made_pictures
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from shards.errors import UserError
+from xmodal import load_student
+from xmodal.evaluation.predict import predict
+from xmodal.labels import CLASSES
+from xmodal.students import StudentConfig, create_student, export_student
+from xmodal.students import load_student as load_module
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted((ROOT / "data" / "emoji" / "twemoji").glob("*.png"))[:60:12]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    student = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=args))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("students") / "s"
+    export_student(student, str(path), crop_share=0.9, provenance={})
+    return str(path)
+
+
+def test_a_pipeline_predicts_what_evaluation_predicts(folder):
+    expected = predict(load_module(folder), FILES, batch_size=2, num_workers=0, accelerator=Accelerator(cpu=True))
+    student = load_student(folder, device="cpu")
+    for batch_size in (1, 2, 64):
+        np.testing.assert_allclose(student.probabilities(FILES, batch_size=batch_size), expected, atol=1e-6)
+    assert np.ptp(expected, axis=0).max() > 0.01
+
+
+def test_files_bytes_images_and_arrays_are_one(folder):
+    student = load_student(folder, device="cpu")
+    (expected,) = student.probabilities(str(FILES[0]))
+    image = Image.open(FILES[0])
+    assert {image.mode} <= {"RGBA", "P", "RGB"}
+    for picture in (FILES[0], FILES[0].read_bytes(), image):
+        np.testing.assert_allclose(student.probabilities([picture])[0], expected, atol=1e-6)
+    cmyk = image.convert("RGB").convert("CMYK")
+    assert student.probabilities(cmyk).shape == (1, 3)
+    array = np.asarray(Image.open(io.BytesIO(made_pictures.png())).convert("RGB"))
+    np.testing.assert_allclose(student.probabilities(array), student.probabilities(made_pictures.png()), atol=1e-6)
+
+
+def test_one_picture_gives_its_scores_and_several_a_list_of_them(folder):
+    student = load_student(folder, device="cpu")
+    one = student(FILES[0])
+    assert {score["label"] for score in one} == set(CLASSES)
+    assert [score["score"] for score in one] == sorted((score["score"] for score in one), reverse=True)
+    assert sum(score["score"] for score in one) == pytest.approx(1)
+    assert [score["label"] for score in student(FILES[:2])[0]] == [score["label"] for score in one]
+    assert len(student(file for file in FILES)) == len(FILES)
+    assert student([]) == []
+
+
+@pytest.mark.parametrize("picture", [b"no picture", "/nonexistent.png", np.zeros((3, 3), dtype=np.complex64), 7])
+def test_what_is_no_picture_is_told(folder, picture):
+    student = load_student(folder, device="cpu")
+    with pytest.raises(UserError, match="is no picture"):
+        student([FILES[0], picture])
+
+
+def test_importing_xmodal_loads_no_torch():
+    program = "import sys, xmodal; assert callable(xmodal.load_student); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

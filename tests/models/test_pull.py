@@ -1,0 +1,310 @@
+"""Published models from a web server as bad as the web: whole or not at all, and the same ones each time."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import web_server
+from keras_files import MadeViT
+
+from shards.errors import UserError
+from xmodal import cli
+from xmodal.models import download as downloading
+from xmodal.models.convert import convert
+from xmodal.models.download import download
+from xmodal.models.pull import CHECKSUMS, pull
+from xmodal.published import PUBLISHED, PublishedModel
+from xmodal.students import load_student
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = PublishedModel(name="Tiny_T4SA", backbone="other", size=32, pixels="-1..1", dataset=None)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty models folder, and a small published model beside the twelve."""
+    monkeypatch.setenv("XMODAL_MODELS", str(tmp_path / "models"))
+    monkeypatch.setitem(PUBLISHED, TINY.name, TINY)
+    monkeypatch.setattr(downloading, "_SECONDS_BETWEEN", 0.0)
+    return tmp_path / "models"
+
+
+@pytest.fixture(scope="module")
+def keras_file(tmp_path_factory) -> bytes:
+    return MadeViT().write(tmp_path_factory.mktemp("keras") / "m.h5", "keras2-weights").read_bytes()
+
+
+class FileServer:
+    """One file, with ranges; each answer is cut off as told."""
+
+    def __init__(self, body: bytes, *, etag: str | None = '"1"', cut_after: int | None = None, ranges: bool = True):
+        self.body, self.etag, self.cut_after, self.ranges = body, etag, cut_after, ranges
+        self.asked: list[str | None] = []
+        """The Range of each request."""
+        self.sent = 0
+        self.wait_at_the_cut = False
+
+    def __call__(self, handler: web_server._Handler) -> None:
+        asked = handler.headers.get("Range")
+        self.asked.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        if start and handler.headers.get("If-Range") not in (None, self.etag):
+            start = 0
+        headers = {"Content-Length": str(len(self.body) - start)} | ({"ETag": self.etag} if self.etag else {})
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(self.body) - 1}/{len(self.body)}"
+        handler.send_head(206 if start else 200, headers)
+        part = self.body[start:][: self.cut_after]
+        self.sent += len(part)
+        handler.wfile.write(part)
+        if start + len(part) < len(self.body):
+            if self.wait_at_the_cut:
+                handler.server.owner.stopping.wait(60)
+            handler.close_connection = True
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def same_student(folder: Path, keras_file: bytes, tmp_path: Path) -> bool:
+    """Whether a folder is the student of the file."""
+    (tmp_path / "direct.h5").write_bytes(keras_file)
+    convert(str(tmp_path / "direct.h5"), str(tmp_path / "direct"), model=TINY)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return torch.equal(load_student(str(folder))(pixels), load_student(str(tmp_path / "direct"))(pixels))
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
+    code = cli.main(["models", "pull", *arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.mark.parametrize("etag", ['"1"', None], ids=["etag", "no-etag"])
+def test_connections_that_are_cut_are_taken_up_where_they_broke(cache, server, keras_file, tmp_path, capsys, etag):
+    files = FileServer(keras_file, etag=etag, cut_after=len(keras_file) // 3)
+    url = server.answer("m.h5", files)
+    code, out, _ = run(TINY.name, "--url", url, capsys=capsys)
+    assert code == 0
+    assert str(cache / TINY.name) in out
+    assert files.asked == [None, *(f"bytes={n * (len(keras_file) // 3)}-" for n in range(1, len(files.asked)))]
+    assert len(files.asked) > 2
+    assert files.sent == len(keras_file)
+    assert visible(cache) == [TINY.name, CHECKSUMS]
+    assert same_student(cache / TINY.name, keras_file, tmp_path)
+    # The head of the authors' weights is that of their scripts.
+    assert json.loads((cache / TINY.name / "config.json").read_text())["head_gelu"] == "tanh"
+    assert load_student(TINY.name).embed_dim == 128
+
+
+def test_a_pulled_model_is_not_asked_for_again(cache, server, keras_file, capsys):
+    files = FileServer(keras_file)
+    url = server.answer("m.h5", files)
+    assert pull(TINY, url=url) is not None
+    code, out, _ = run(TINY.name, "--url", url, capsys=capsys)
+    assert (code, len(files.asked)) == (0, 1)
+    assert "before, and whole" in out
+
+
+def test_a_pulled_model_that_was_damaged_is_pulled_again(cache, server, keras_file, tmp_path):
+    url = server.answer("m.h5", FileServer(keras_file))
+    pull(TINY, url=url)
+    weights = cache / TINY.name / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert pull(TINY, url=url) is not None
+    assert same_student(cache / TINY.name, keras_file, tmp_path)
+
+
+def test_another_file_than_the_first_time_is_refused_until_its_checksum_is_taken_out(cache, server, keras_file, capsys):
+    files = FileServer(keras_file)
+    url = server.answer("m.h5", files)
+    pull(TINY, url=url)
+    shutil.rmtree(cache / TINY.name)
+    files.body = keras_file + b"\0"
+    code, _, err = run(TINY.name, "--url", url, capsys=capsys)
+    assert code == 2
+    what, remedy = err.splitlines()
+    assert "is not the file that was pulled before" in what
+    assert CHECKSUMS in remedy
+    assert visible(cache) == [CHECKSUMS]
+    (cache / CHECKSUMS).write_text("{}")
+    assert pull(TINY, url=url) is not None
+
+
+def test_a_server_without_ranges_sends_the_whole_again(cache, server, keras_file, tmp_path):
+    files = FileServer(keras_file, cut_after=len(keras_file) // 2, ranges=False)
+
+    def second_time_whole(handler: web_server._Handler) -> None:
+        files(handler)
+        files.cut_after = None
+
+    pull(TINY, url=server.answer("m.h5", second_time_whole))
+    assert files.asked == [None, f"bytes={len(keras_file) // 2}-"]
+    assert same_student(cache / TINY.name, keras_file, tmp_path)
+
+
+@pytest.mark.parametrize("etags", [True, False], ids=["etag", "no-etag"])
+def test_halves_of_two_files_are_never_put_together(cache, server, keras_file, tmp_path, etags):
+    """Between two answers, the file there becomes another."""
+    other = keras_file + bytes(8)
+    files = FileServer(keras_file, etag='"1"' if etags else None, cut_after=len(keras_file) // 2)
+
+    def then_another(handler: web_server._Handler) -> None:
+        files(handler)
+        files.body, files.cut_after = other, None
+        files.etag = '"2"' if etags else None
+
+    download(server.answer("m.h5", then_another), tmp_path / "m.h5")
+    assert (tmp_path / "m.h5").read_bytes() == other
+
+
+def test_a_killed_download_leaves_nothing_visible_and_is_gone_on_with(cache, server, keras_file):
+    files = FileServer(keras_file, cut_after=100_000)
+    files.wait_at_the_cut = True
+    url = server.answer("m.h5", files)
+    work = cache / f".{TINY.name}"
+    work.mkdir(parents=True)
+    program = "import sys; from pathlib import Path; from xmodal.models.download import download\n"
+    program += "download(sys.argv[1], Path(sys.argv[2]))"
+    process = subprocess.Popen([sys.executable, "-c", program, url, str(work / f"{TINY.name}.h5")], cwd=ROOT)
+    try:
+        part = work / f"{TINY.name}.h5.part"
+        wait_for(lambda: part.exists() and part.stat().st_size == 100_000)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert visible(cache) == []
+    with pytest.raises(UserError, match="is not on this machine"):
+        load_student(TINY.name)
+    files.cut_after, files.wait_at_the_cut = None, False
+    pull(TINY, url=url)
+    assert files.asked == [None, "bytes=100000-"]
+    assert files.sent == len(keras_file)
+    assert visible(cache) == [TINY.name, CHECKSUMS]
+    assert not work.exists()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_body_that_does_not_say_its_length_is_taken_whole(server, keras_file, tmp_path):
+    download(server.answer("m.h5", web_server.chunked(keras_file)), tmp_path / "m.h5")
+    assert (tmp_path / "m.h5").read_bytes() == keras_file
+    assert [path.name for path in tmp_path.iterdir()] == ["m.h5"]
+
+
+def test_a_redirect_is_followed_and_a_server_that_is_busy_asked_again(server, keras_file, tmp_path):
+    files = FileServer(keras_file)
+    url = server.answer("stored.h5", web_server.in_turn(web_server.status(503), web_server.close_at_once, files))
+    download(server.answer("m.h5", web_server.redirect(url)), tmp_path / "m.h5")
+    assert (tmp_path / "m.h5").read_bytes() == keras_file
+
+
+def test_two_pulls_at_once_download_once(cache, server, keras_file):
+    files = FileServer(keras_file)
+    url = server.answer("m.h5", files)
+    done = []
+    threads = [threading.Thread(target=lambda: done.append(pull(TINY, url=url))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one is None for one in done) == [False, True]
+    assert len(files.asked) == 1
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+def test_where_there_is_no_network_two_lines_say_so(cache, capsys):
+    with web_server.serving() as gone:
+        url = f"{gone.base_url}m.h5"
+    code, _, err = run(TINY.name, "--url", url, capsys=capsys)
+    assert code == 2
+    what, remedy = err.splitlines()
+    assert "cannot be downloaded: Connection refused" in what
+    assert "network" in remedy
+    assert visible(cache) == []
+
+
+def test_a_server_that_only_ever_cuts_ends_in_an_error_that_keeps_what_came(cache, server, keras_file, capsys):
+    files = FileServer(keras_file, cut_after=1000)
+
+    def once(handler: web_server._Handler) -> None:
+        files(handler)
+        files.cut_after = 0
+
+    code, _, err = run(TINY.name, "--url", server.answer("m.h5", once), capsys=capsys)
+    assert code == 2
+    assert "cannot be downloaded: the connection was cut; 1,000 bytes are kept for the next time" in err.splitlines()[0]
+    assert len(files.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (web_server.status(404), "HTTP 404"),
+        (web_server.content(b"<html>Virus scan warning</html>"), "is no HDF5 file"),
+        (web_server.content(b"\x89HDF\r\n\x1a\nand no more"), "is damaged or cut off"),
+        (web_server.endless, "goes on after 3,000,000 bytes"),
+        (lambda handler: handler.send_head(200, {"Content-Length": str(1 << 40)}), "has 1,099,511,627,776 bytes"),
+        (web_server.not_http, "its answer is no HTTP (BadStatusLine)"),
+    ],
+    ids=["not-found", "page", "damaged", "endless", "too-large", "no-http"],
+)
+def test_what_is_no_model_is_refused_and_nothing_of_it_kept(cache, server, monkeypatch, capsys, answer, complaint):
+    monkeypatch.setattr(downloading, "MAX_BYTES", 3_000_000)
+    code, _, err = run(TINY.name, "--url", server.answer("m.h5", answer), capsys=capsys)
+    assert code == 2
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert complaint in lines[0]
+    assert visible(cache) == []
+    assert not list((cache / f".{TINY.name}").glob("*.h5*"))
+
+
+def test_the_file_of_another_model_is_refused(cache, server, keras_file, capsys):
+    code, _, err = run("ViT_B32", "--url", server.answer("m.h5", FileServer(keras_file)), capsys=capsys)
+    assert code == 2
+    assert "ViT_B32 is a ViT_B32 for 224" in err
+    assert visible(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint", "remedy"),
+    [
+        (["boosted_model"], "no release holds its weights", "--as boosted_model"),
+        (["ViT_L61"], "none of the paper's twelve", "did you mean ViT_L16?"),
+        ([], "pull takes one name", "xmodal models pull"),
+        (["ViT_L16", "--url", "file:///etc/hostname"], "is no URL of the web", "https://"),
+    ],
+)
+def test_a_mistake_in_asking_for_a_model_is_told_in_two_lines(cache, capsys, arguments, complaint, remedy):
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 2
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert complaint in lines[0]
+    assert remedy in lines[1]
+
+
+def test_a_models_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XMODAL_MODELS", str(tmp_path / "file" / "models"))
+    code, _, err = run("ViT_L16", capsys=capsys)
+    assert code == 2
+    assert "cannot be written to" in err

@@ -1,0 +1,1 @@
+"""The paper's published models as students: their Keras weights converted, downloaded and kept."""

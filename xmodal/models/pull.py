@@ -1,0 +1,113 @@
+"""A published model by its name → a student in the models folder: downloaded, checked, converted, kept.
+
+The authors publish no checksums. That of the first file that was downloaded and could be converted is kept beside the
+models, and a later download of the same model must have it.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards.errors import UserError
+from shards.storage import LocalStorage, told_to_user
+from xmodal.models.convert import Conversion, convert
+from xmodal.models.download import download
+from xmodal.published import PublishedModel, models_folder, pulled_folder
+
+log = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+"""In the models folder: model → `file` and `weights`, the SHA-256 of what was downloaded and of what it became."""
+
+
+def pull(model: PublishedModel, *, url: str | None = None) -> Conversion | None:
+    """Have a model as a student in `pulled_folder(model.name)`; returns what was found in the file.
+
+    Returns None for one that is there and whole: then nothing is asked of the network. `url` is another place than the
+    release. Raises UserError where the file cannot be had, is no such model, or is another than the first time.
+    """
+    url = url or model.url
+    folder = models_folder()
+    with told_to_user(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, model.name):
+            return _pull(model, url, folder)
+
+
+def _pull(model: PublishedModel, url: str | None, folder: Path) -> Conversion | None:
+    target = pulled_folder(model.name)
+    known = _checksums(folder).get(model.name, {})
+    if target.is_dir():
+        if _weights_checksum(target) == known.get("weights"):
+            return None
+        log.warning("%s: is not as it was pulled; pulling it again", target)
+    if url is None:
+        raise UserError(
+            f"{model.name}: no release holds its weights",
+            f"download {model.name}.h5 by hand, and `xmodal models convert {model.name}.h5 FOLDER --as {model.name}`; "
+            f"or give --url URL",
+        )
+    work = folder / f".{model.name}"
+    work.mkdir(exist_ok=True)
+    file = work / f"{model.name}.h5"
+    if not file.exists():
+        download(url, file)
+    with open(file, "rb") as opened:
+        checksum = hashlib.file_digest(opened, "sha256").hexdigest()
+    if known and checksum != known.get("file"):
+        file.unlink()
+        raise UserError(
+            f"{url}: is not the file that was pulled before: SHA-256 {checksum}, then {known.get('file')}",
+            f"if it may have changed, take {model.name} out of {folder / CHECKSUMS} and pull again",
+        )
+    made = work / "made"
+    shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+    try:
+        done = convert(str(file), str(made / model.name), model=model, source=url)
+    except UserError:
+        file.unlink()  # it would be refused the next time too
+        raise
+    _keep_checksums(folder, model.name, {"file": checksum, "weights": _weights_checksum(made / model.name), "url": url})
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(made / model.name, target)
+    shutil.rmtree(work)
+    return done
+
+
+def _weights_checksum(student: Path) -> str | None:
+    try:
+        with open(student / "model.safetensors", "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _checksums(folder: Path) -> dict[str, dict[str, str]]:
+    path = folder / CHECKSUMS
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON", "mend it, or remove it to accept what is downloaded next") from error
+
+
+def _keep_checksums(folder: Path, name: str, checksums: dict[str, str | None]) -> None:
+    # Read again: another process may have pulled another model meanwhile.
+    with _alone(folder, CHECKSUMS):
+        content = json.dumps(_checksums(folder) | {name: checksums}, indent=2)
+        LocalStorage(folder).replace(CHECKSUMS, content.encode() + b"\n")
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """One process at a time; the others wait, and then find what the first one made."""
+    with open(folder / f".{name}.lock", "wb") as lock:  # never removed: another may be waiting for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
