@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from shards.errors import UserError
@@ -179,6 +180,65 @@ def evaluate(arguments: list[str]) -> None:
     results = run(_config(EvaluateConfig, arguments, evaluate))
     if results:
         print(results_table(results))
+
+
+def benchmarks(arguments: list[str]) -> int:
+    """Human-labelled benchmarks: which are known, and whether a copy is whole (`xmodal benchmarks list|verify`)."""
+    from xmodal.evaluation.json_file import write_json
+    from xmodal.evaluation.verify import list_benchmarks, verify_benchmark
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_BENCHMARKS_USAGE)
+        return 0
+    action, *rest = arguments
+    if action not in ("list", "verify"):
+        raise UserError(f"command line: {action}: no such action", "choose one of list, verify")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--root", default="")
+    parser.add_argument("--json")
+    parsed = _parsed(parser, rest, "benchmarks")
+    if action == "list":
+        for config, is_here in list_benchmarks(parsed.root):
+            count = config.expected.pictures
+            pictures = "" if count is None else f"{count if config.expected.certain else f'about {count}'} pictures"
+            kind = "scores" if config.is_graded else "classes"
+            here = "here" if is_here else "not here"
+            print(f"{config.name:<18}  {pictures:<20}  {kind:<8} {here:<9} {', '.join(config.protocols)}")
+        return 0
+    if not parsed.names:
+        raise UserError("command line: no benchmark", "xmodal benchmarks verify 5agree, or a YAML file")
+    verifications = []
+    for name in parsed.names:
+        verification = verify_benchmark(name, root=parsed.root)
+        verifications.append(verification)
+        by_class = ", ".join(f"{count} {class_name}" for class_name, count in verification.by_class.items() if count)
+        print(f"{verification.benchmark}: {verification.pictures} pictures; {by_class}", flush=True)
+        for finding in verification.findings:
+            print(f"  {finding.kind:<8} {finding.what}")
+            for group in finding.pictures[:_PICTURES_TOLD]:
+                print(f"           {' = '.join(group)}")
+            if len(finding.pictures) > _PICTURES_TOLD:
+                print(f"           and {len(finding.pictures) - _PICTURES_TOLD} more; --json FILE lists all")
+        if verification.is_sound:
+            print("  ok       nothing is missing or broken")
+    if parsed.json:
+        write_json(Path(parsed.json), [verification.to_json() for verification in verifications])
+    return 0 if all(verification.is_sound for verification in verifications) else 1
+
+
+_PICTURES_TOLD = 5
+_BENCHMARKS_USAGE = """\
+usage: xmodal benchmarks list [--root FOLDER]
+       xmodal benchmarks verify NAME ... [--root FOLDER] [--json FILE]
+
+  list    the benchmarks that are known by name: their size, kind and protocols, and whether they are here
+  verify  look at every picture: what is missing, what does not decode, whether the counts are the expected ones, which
+          pictures are duplicates, and which of those are in two folds; exit code 1 for a copy that is not whole
+
+NAME is one of the list, or a YAML file; a new benchmark is one such file in configs/benchmarks.
+--root FOLDER: where the paths of the definitions start; by default the working folder.
+--json FILE: all that was found, with every path."""
 
 
 def report(arguments: list[str]) -> None:
@@ -378,7 +438,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
         *(collect, label, curate, agree, calibrate, train, evaluate, report, demo),
-        *(view, forget, shards, doctor),
+        *(benchmarks, view, forget, shards, doctor),
     )
 }
 
@@ -391,7 +451,7 @@ def _overview() -> str:
         "learns from them. `xmodal COMMAND --help` lists the settings of a command.",
         "",
     ]
-    lines += [f"  {verb:<10}{summary}" for verb, (summary, _) in VERBS.items()]
+    lines += [f"  {verb:<11}{summary}" for verb, (summary, _) in VERBS.items()]
     lines += ["", "Start with:  xmodal demo"]
     return "\n".join(lines)
 

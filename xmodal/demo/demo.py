@@ -33,7 +33,8 @@ from xmodal.curation.config import CurateConfig
 from xmodal.curation.curate import CurateSummary, curate
 from xmodal.demo.server import serve_folder
 from xmodal.demo.summary import summary_table
-from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, write_json
+from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
+from xmodal.evaluation.json_file import write_json
 from xmodal.labelling.config import LabelConfig
 from xmodal.labelling.label import LabelSummary, label
 from xmodal.labels import CLASSES

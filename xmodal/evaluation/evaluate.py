@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from accelerate import Accelerator
 
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
-from shards.json_object import without_nan
 from shards.storage import LocalStorage
 from xmodal.benchmarks import Benchmark, load_benchmark
+from xmodal.evaluation.json_file import write_json
 from xmodal.evaluation.metrics import polarity_of, with_intervals
 from xmodal.evaluation.predict import predict
 from xmodal.labels import CLASSES
@@ -101,12 +100,6 @@ def score(benchmark: Benchmark, probabilities: np.ndarray, *, num_draws: int, se
         seed=seed,
     )
     return {**metrics, "left_out": int((~decoded).sum())}
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file in one step; what is not a number becomes null, since strict readers know no NaN."""
-    content = json.dumps(without_nan(value), indent=2, allow_nan=False).encode() + b"\n"
-    LocalStorage(path.parent, create=True).replace(path.name, content)
 
 
 def _predictions_csv(benchmark: Benchmark, probabilities: np.ndarray) -> bytes:
