@@ -1,6 +1,7 @@
-"""Evaluate a student, on several processes where there are several GPUs.
+"""Evaluate students, on several processes where there are several GPUs.
 
-accelerate launch launch/evaluate.py --student runs/demo/train/student --benchmarks '[configs/benchmarks/emoji.yaml]'
+accelerate launch launch/evaluate.py -m runs/demo/train/student -b emoji
+accelerate launch --cpu --num_processes 2 launch/evaluate.py -m runs/demo/train/student -b emoji
 """
 
 import sys

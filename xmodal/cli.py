@@ -5,10 +5,11 @@ import atexit
 import contextlib
 import inspect
 import itertools
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -172,14 +173,33 @@ def train(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Student → scores on human-labelled benchmarks, with intervals, and predictions with their paths."""
+    """Students → scores on human-labelled benchmarks, with intervals, and predictions with their paths.
+
+    `xmodal evaluate -m STUDENT ... -b BENCHMARK ...` takes several of both, and compares each two students.
+    """
+    from shards.json_object import without_nan
+    from shards.storage import LocalStorage
     from xmodal.evaluation.evaluate import EvaluateConfig
     from xmodal.evaluation.evaluate import evaluate as run
-    from xmodal.evaluation.table import results_table
 
-    results = run(_config(EvaluateConfig, arguments, evaluate))
-    if results:
-        print(results_table(results))
+    config = _config(EvaluateConfig, _listed(arguments, {"-m": "models", "-b": "benchmarks"}), evaluate)
+    evaluation = run(config)
+    if not evaluation.judgements:  # of a process that is not the first
+        return
+    from xmodal.evaluation.table import comparisons_text, results_csv, results_markdown, results_text
+
+    if config.format == "json":
+        print(json.dumps(without_nan(evaluation.to_json()), indent=2))
+    else:
+        table = {"text": results_text, "markdown": results_markdown, "csv": results_csv}[config.format]
+        print(table(evaluation.rows()))
+        if evaluation.comparisons and config.format != "csv":
+            print(comparisons_text(evaluation.comparisons))
+    if config.html:
+        from xmodal.report.evaluation_page import evaluation_page
+
+        file = Path(config.html)
+        LocalStorage(file.parent).replace(file.name, evaluation_page(evaluation).encode(errors="replace"))
 
 
 def benchmarks(arguments: list[str]) -> int:
@@ -460,6 +480,26 @@ def _named(arguments: list[str], *names: str) -> list[str]:
     """The arguments, those that stand first and are no settings as the settings of these names."""
     given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))[: len(names)]
     return [f"--{name}={value}" for name, value in zip(names, given, strict=False)] + arguments[len(given) :]
+
+
+_SWITCHES = {"--allow-missing": "--allow_missing=true"}
+
+
+def _listed(arguments: list[str], flags: Mapping[str, str]) -> list[str]:
+    """The arguments, with `-m A B` as the list setting that the flag stands for, and switches as settings."""
+    found: list[str] = []
+    given: dict[str, list[str]] = {}
+    flag = None
+    for argument in arguments:
+        if argument in flags:
+            flag = argument
+            given.setdefault(flags[flag], [])
+        elif flag and not argument.startswith("-"):
+            given[flags[flag]].append(argument)
+        else:
+            flag = None
+            found.append(_SWITCHES.get(argument, argument))
+    return found + [f"--{name}={json.dumps(values)}" for name, values in given.items()]
 
 
 def _config(config_class: type[T], arguments: list[str], verb: Callable[..., Any]) -> T:

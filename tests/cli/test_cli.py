@@ -227,8 +227,9 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "curate-type": (["curate", "--datasets", "[a]", "--view", "v", "--seed", "x"], "seed"),
         "train-unknown-flag": (["train", "--view", none, "--output", f"{folder}/t", "--optimizer.rl", "1"], "rl"),
         "train-range": (["train", "--view", none, "--output", f"{folder}/t", "--optimizer.lr", "30"], "optimizer.lr"),
-        "evaluate-no-student": (["evaluate", "--student", none, "--benchmarks", f"[{emoji}]"], none),
-        "evaluate-missing-benchmark": (["evaluate", "--student", none, "--benchmarks", f"[{none}.yaml]"], none),
+        "evaluate-no-student": (["evaluate", "-m", none, "-b", emoji], none),
+        "evaluate-missing-benchmark": (["evaluate", "-m", none, "-b", f"{none}.yaml"], none),
+        "evaluate-typo": (["evaluate", "-m", none, "-b", "emojy"], "emojy: no such benchmark"),
         "report-missing-dataset": (
             ["report", "--dataset", none, "--view", none, "--train", none, "--output", f"{folder}/r.html"],
             none,
@@ -241,7 +242,7 @@ MISTAKES = [
     "label-missing-posts", "label-format", "label-required", "label-range", "curate-missing-dataset",
     "curate-unfinished", "curate-missing-config", "curate-broken-config", "curate-unknown-key", "curate-type",
     "train-unknown-flag", "train-range", "evaluate-no-student", "evaluate-missing-benchmark",
-    "report-missing-dataset", "report-required",
+    "evaluate-typo", "report-missing-dataset", "report-required",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from shards.errors import UserError
 from xmodal.benchmarks import load_benchmark
 from xmodal.config import load_config
 from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
-from xmodal.evaluation.metrics import METRICS
+from xmodal.evaluation.metrics import METRICS, POLES
 from xmodal.students import StudentConfig, create_student, export_student
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -29,7 +29,7 @@ def evaluated(tiny_student: Path, picture_benchmark: Path, tmp_path_factory: pyt
 
 def config_of(student: Path, benchmark: Path, folder: Path) -> EvaluateConfig:
     return EvaluateConfig(
-        student=str(student),
+        models=[str(student)],
         benchmarks=[str(benchmark)],
         output=str(folder),
         json=str(folder / "metrics.json"),
@@ -47,8 +47,10 @@ def test_the_json_has_n_and_every_metric_with_its_interval(evaluated):
     document = json.loads((evaluated / "metrics.json").read_text())
     assert list(document) == ["pictures"]
     metrics = document["pictures"]
-    expected = {f"{name}{suffix}" for name in METRICS for suffix in ("", "_low", "_high")}
-    assert set(metrics) == {"n", "left_out", *expected}
+    names = [*METRICS, "calibration_error", *(f"confusion_{row}_{column}" for row in POLES for column in POLES)]
+    expected = {f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")}
+    assert set(metrics) == {"n", "left_out", "missing", *expected}
+    # Not the calibration error: it is never below 0, so that draws, which are noisier, have a larger one.
     assert all(metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] for name in METRICS)
 
 
@@ -74,17 +76,23 @@ def test_the_metrics_are_those_of_the_predictions(evaluated, picture_benchmark):
     assert score(load_benchmark(str(picture_benchmark)), table, num_draws=100, seed=0) == pytest.approx(metrics)
 
 
-def test_two_processes_give_the_same_files_as_one(evaluated, tiny_student, picture_benchmark, tmp_path):
+@pytest.mark.parametrize(("launcher", "num_processes"), [("torchrun", 2), ("accelerate", 3)])
+def test_several_processes_give_the_same_files_as_one(
+    launcher, num_processes, evaluated, tiny_student, picture_benchmark, tmp_path
+):
     arguments = [
-        "--student", str(tiny_student), "--benchmarks", f"[{picture_benchmark}]", "--output", str(tmp_path),
+        "-m", str(tiny_student), "-b", str(picture_benchmark), "--output", str(tmp_path),
         "--json", str(tmp_path / "metrics.json"), "--batch_size", "5", "--num_draws", "100",
     ]  # fmt: skip
-    launcher = [
-        str(launchers.BIN / "torchrun"), "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-        "--master-port", str(launchers.free_port()), "launch/evaluate.py",
-    ]  # fmt: skip
+    start = {
+        "torchrun": ["torchrun", "--nproc-per-node", str(num_processes), "--master-addr", "127.0.0.1",
+                     "--master-port", str(launchers.free_port())],
+        "accelerate": ["accelerate", "launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
+                       "--num_processes", str(num_processes), "--dynamo_backend", "no",
+                       "--num_cpu_threads_per_process", "1", "--main_process_port", str(launchers.free_port())],
+    }[launcher]  # fmt: skip
     ended = subprocess.run(
-        [*launcher, *arguments],
+        [str(launchers.BIN / start[0]), *start[1:], "launch/evaluate.py", *arguments],
         cwd=launchers.ROOT,
         # Without a GPU: two processes cannot share one by NCCL.
         env=launchers.environment() | {"CUDA_VISIBLE_DEVICES": ""},
@@ -106,15 +114,15 @@ def test_two_processes_give_the_same_files_as_one(evaluated, tiny_student, pictu
 
 def test_no_files_are_written_unless_asked_for(tiny_student, picture_benchmark, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = EvaluateConfig(student=str(tiny_student), benchmarks=[str(picture_benchmark)], num_draws=5)
-    assert evaluate(config)["pictures"]["n"] == 24
+    config = EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(picture_benchmark)], num_draws=5)
+    assert evaluate(config).judgements[0].metrics["n"] == 24
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_benchmarks_of_one_name_are_refused(tiny_student, picture_benchmark, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(picture_benchmark.read_text())
-    config = EvaluateConfig(student=str(tiny_student), benchmarks=[str(picture_benchmark), str(other)])
+    config = EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(picture_benchmark), str(other)])
     with pytest.raises(UserError, match="two are named 'pictures'"):
         evaluate(config)
 
@@ -125,7 +133,7 @@ def test_a_benchmark_without_a_decodable_picture_is_named(tiny_student, tmp_path
     file = tmp_path / "broken.yaml"
     file.write_text(f"name: broken\nimages: {tmp_path}\nlabels: {tmp_path}/labels.csv\n")
     with pytest.raises(UserError, match="broken: none of its pictures can be decoded"):
-        evaluate(EvaluateConfig(student=str(tiny_student), benchmarks=[str(file)]))
+        evaluate(EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(file)]))
 
 
 def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(picture_benchmark, tmp_path):
@@ -134,32 +142,36 @@ def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(p
         next(model.parameters()).fill_(float("nan"))
     export_student(model, str(tmp_path / "diverged"), crop_share=1.0, provenance={})
     with pytest.raises(UserError, match="student: its outputs are no finite numbers"):
-        evaluate(EvaluateConfig(student=str(tmp_path / "diverged"), benchmarks=[str(picture_benchmark)]))
+        evaluate(EvaluateConfig(models=[str(tmp_path / "diverged")], benchmarks=[str(picture_benchmark)]))
 
 
 @pytest.mark.parametrize("outputs", [{"output": "/dev/null"}, {"output": "/proc/1/x"}, {"json": "/proc"}], ids=str)
 def test_an_output_that_cannot_be_written_is_told_before_the_student_is_looked_for(picture_benchmark, outputs):
-    config = EvaluateConfig(student="none", benchmarks=[str(picture_benchmark)], **outputs)
+    config = EvaluateConfig(models=["none"], benchmarks=[str(picture_benchmark)], **outputs)
     with pytest.raises(UserError, match=next(iter(outputs.values()))):
         evaluate(config)
 
 
 def test_a_folder_that_is_no_student_is_named(picture_benchmark, tmp_path):
     with pytest.raises(UserError, match=r"no config\.json, so this is no student"):
-        evaluate(EvaluateConfig(student=str(tmp_path), benchmarks=[str(picture_benchmark)]))
+        evaluate(EvaluateConfig(models=[str(tmp_path)], benchmarks=[str(picture_benchmark)]))
 
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (["--benchmarks", "[]"], "benchmarks: [] must name at least one"),
-        (["--batch_size", "0"], "batch_size: 0 must be at least 1"),
+        (["--benchmarks", "[b.yaml, b.yaml]"], "must not name one benchmark twice"),
+        (["--models", "[a, a]"], "must not name one student's folder twice"),
+        (["--tta", "rotate"], "tta: "),
+        (["--format", "latex"], "format: "),
+        (["--batch_size", "-1"], "batch_size: -1 must be at least 0"),
         (["--num_workers", "-1"], "num_workers: -1 must be at least 0"),
         (["--num_draws", "0"], "num_draws: 0 must be at least 1"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_the_rule(arguments, what):
-    given = ["--student", "student", "--benchmarks", "[b.yaml]", *arguments]
+    given = ["--models", "[student]", "--benchmarks", "[b.yaml]", *arguments]
     with pytest.raises(UserError, match="command line: ") as caught:
         load_config(EvaluateConfig, given, command="xmodal evaluate", description="")
     assert what in caught.value.what

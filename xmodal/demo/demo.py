@@ -118,7 +118,8 @@ def demo(config: DemoConfig) -> str:
         trained = _train(config, output)
     with watch.stage("evaluate"):
         benchmark = load_benchmark(BENCHMARK)
-        student = evaluate(_evaluate_config(output))[benchmark.config.name]
+        (judged,) = evaluate(_evaluate_config(output)).judgements
+        student = judged.metrics
         teacher = teacher_score(benchmark, labelled.dataset)
         write_json(output / "evaluation" / "teacher.json", {benchmark.config.name: teacher})
     with watch.stage("report"):
@@ -241,7 +242,7 @@ def _has_gpus(num_ranks: int) -> bool:
 
 def _evaluate_config(output: Path) -> EvaluateConfig:
     return EvaluateConfig(
-        student=str(output / "train" / "student"),
+        models=[str(output / "train" / "student")],
         benchmarks=[BENCHMARK],
         output=str(output / "evaluation"),
         json=str(output / "evaluation" / "student.json"),
