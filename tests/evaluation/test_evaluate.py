@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from shards.errors import UserError
+from xmodal import cli
 from xmodal.benchmarks import load_benchmark
 from xmodal.config import load_config
-from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
+from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, short_names
 from xmodal.evaluation.metrics import METRICS, POLES
 from xmodal.students import StudentConfig, create_student, export_student
 
@@ -112,6 +113,98 @@ def test_several_processes_give_the_same_files_as_one(
         assert [float(row[name]) for row in rows] == pytest.approx(numbers, abs=2e-6, nan_ok=True)
 
 
+@pytest.fixture(scope="module")
+def other_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, in a folder of the same name."""
+    torch.manual_seed(5)
+    model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY))
+    folder = tmp_path_factory.mktemp("other") / "tiny"
+    export_student(model, str(folder), crop_share=1.0, provenance={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classed_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of two classes, of which four are missing, in the form that the paper's have."""
+    folder = tmp_path_factory.mktemp("classed")
+    (folder / "images").mkdir()
+    for number in range(8):
+        (folder / "images" / f"{number}.jpg").write_bytes(made_pictures.jpeg(seed=number))
+    rows = "".join(f"{number}.jpg,{2 * (number % 2)}\n" for number in range(12))
+    (folder / "table.csv").write_text(f"path,class\n{rows}")
+    file = folder / "classed.yaml"
+    file.write_text("name: classed\nimages: images\nlabels: table.csv\nclasses: {0: negative, 2: positive}\n")
+    return file
+
+
+def test_several_students_on_several_benchmarks(
+    tiny_student, other_student, picture_benchmark, classed_benchmark, evaluated, tmp_path, capsys
+):
+    arguments = [
+        "evaluate", "-m", str(tiny_student), str(other_student), "-b", str(picture_benchmark), str(classed_benchmark),
+        "--root", str(classed_benchmark.parent), "--allow-missing", "--num_draws", "20",
+        "--output", str(tmp_path / "out"), "--json", str(tmp_path / "all.json"), "--html", str(tmp_path / "all.html"),
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    names = [f"{folder.parent.name}/tiny" for folder in (tiny_student, other_student)]
+    rows = [line.split()[:3] for line in printed.splitlines()[1:5]]
+    expected = [[name, benchmark, n] for name in names for benchmark, n in (("pictures", "24"), ("classed", "8*"))]
+    assert rows == expected
+    assert "* partial: of classed, 4 pictures are missing" in printed
+    assert printed.count(f"{names[0]} / {names[1]}: accuracy ") == 2
+
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert list(document["models"]) == names
+    assert [one["benchmark"] for one in document["comparisons"]] == ["pictures", "classed"]
+    partial = document["models"][names[1]]["classed"]
+    assert (partial["missing"], partial["partial"], partial["n"]) == (4, True, 8)
+    assert "rank_correlation" not in partial
+    whole, alone = document["models"][names[0]]["pictures"], json.loads((evaluated / "metrics.json").read_text())
+    assert whole["auc"] == pytest.approx(alone["pictures"]["auc"])
+
+    for name in names:
+        folder = tmp_path / "out" / name.replace("/", "-")
+        assert {file.name for file in folder.iterdir()} == {"predictions-pictures.csv", "predictions-classed.csv"}
+        with open(folder / "predictions-classed.csv", newline="") as lines:
+            predicted = list(csv.DictReader(lines))
+        assert [row["path"] for row in predicted] == [f"{number}.jpg" for number in range(12)]
+        assert [row["positive"] == "nan" for row in predicted] == [False] * 8 + [True] * 4
+    page = (tmp_path / "all.html").read_text()
+    assert page.count("<h2>") == 5
+    assert page.count("confidence</text>") == 4
+    assert "Partial: 4 pictures are missing" in page
+
+
+def test_missing_pictures_are_told_with_what_would_allow_them(tiny_student, classed_benchmark):
+    config = EvaluateConfig(
+        models=[str(tiny_student)], benchmarks=[str(classed_benchmark)], root=str(classed_benchmark.parent)
+    )
+    with pytest.raises(UserError, match=r"8\.jpg: no such picture \(4 of 12 are missing\)") as caught:
+        evaluate(config)
+    assert "--allow-missing" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("table_format", "start"),
+    [("markdown", "| benchmark | n | accuracy |"), ("csv", "model,benchmark,n,accuracy,accuracy_low"), ("json", "{")],
+)
+def test_the_table_can_have_other_forms(tiny_student, picture_benchmark, table_format, start, capsys):
+    arguments = ["-m", str(tiny_student), "-b", str(picture_benchmark), "--num_draws", "3", "--format", table_format]
+    assert cli.main(["evaluate", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(start)
+    if table_format == "json":
+        assert json.loads(printed)["pictures"]["n"] == 24
+
+
+def test_students_are_told_apart_by_as_little_of_their_paths_as_it_takes():
+    assert short_names(["runs/a/student"]) == ["student"]
+    assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert short_names(["runs/a/student", "runs/b/student", "c"]) == ["a/student", "b/student", "c"]
+    assert short_names(["/a/x", "a/x"]) == ["/a/x", "a/x"]
+
+
 def test_no_files_are_written_unless_asked_for(tiny_student, picture_benchmark, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(picture_benchmark)], num_draws=5)
@@ -145,7 +238,9 @@ def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(p
         evaluate(EvaluateConfig(models=[str(tmp_path / "diverged")], benchmarks=[str(picture_benchmark)]))
 
 
-@pytest.mark.parametrize("outputs", [{"output": "/dev/null"}, {"output": "/proc/1/x"}, {"json": "/proc"}], ids=str)
+@pytest.mark.parametrize(
+    "outputs", [{"output": "/dev/null"}, {"output": "/proc/1/x"}, {"json": "/proc"}, {"html": "/proc"}], ids=str
+)
 def test_an_output_that_cannot_be_written_is_told_before_the_student_is_looked_for(picture_benchmark, outputs):
     config = EvaluateConfig(models=["none"], benchmarks=[str(picture_benchmark)], **outputs)
     with pytest.raises(UserError, match=next(iter(outputs.values()))):

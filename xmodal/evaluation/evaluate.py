@@ -163,7 +163,7 @@ def short_names(folders: Sequence[str]) -> list[str]:
     """The ends of paths, each as long as it takes for all to differ."""
     parts = [Path(folder).parts or (folder,) for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(of_one[-length:]) for of_one in parts]
+        names = [str(Path(*of_one[-length:])) for of_one in parts]
         if len(set(names)) == len(names):
             return names
     return list(folders)
@@ -223,4 +223,4 @@ def _comparisons(judgements: Sequence[Judgement], config: EvaluateConfig) -> lis
 
 
 def _file_name(model: str) -> str:
-    return model.replace("/", "-")
+    return model.strip("/").replace("/", "-")
