@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from xmodal.evaluation.metrics import accuracy, auc, group_draws, interval_of_draws, polarity_of
+from xmodal.evaluation.metrics import (
+    accuracy,
+    auc_of_ranks,
+    group_draws,
+    interval_of_draws,
+    polarity_of,
+    ranks_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +60,16 @@ def compare(
     only_first, only_second = int((is_right[0] & ~is_right[1]).sum()), int((is_right[1] & ~is_right[0]).sum())
     differing = only_first + only_second
     # The same draws for both: what is hard in one draw is hard for both of them.
-    draws = [
-        [metric(first, human, weights) - metric(second, human, weights) for metric in (accuracy, auc)]
-        for weights in group_draws(groups, num_draws, seed)
-    ]
+    first_ranks, second_ranks = ranks_of(first), ranks_of(second)
+
+    def differences(weights: np.ndarray) -> tuple[float, float]:
+        return (
+            accuracy(first, human, weights) - accuracy(second, human, weights),
+            auc_of_ranks(first_ranks, human, weights) - auc_of_ranks(second_ranks, human, weights),
+        )
+
+    draws = [differences(weights) for weights in group_draws(groups, num_draws, seed)]
+    accuracy_difference, auc_difference = differences(everyone)
     of_accuracy, of_auc = np.array(draws).T
     accuracy_low, accuracy_high = interval_of_draws(of_accuracy)
     auc_low, auc_high = interval_of_draws(of_auc)
@@ -68,10 +81,10 @@ def compare(
         only_first_right=only_first,
         only_second_right=only_second,
         mcnemar_p=float(binomtest(only_first, differing).pvalue) if differing else 1.0,
-        accuracy_difference=accuracy(first, human, everyone) - accuracy(second, human, everyone),
+        accuracy_difference=accuracy_difference,
         accuracy_difference_low=accuracy_low,
         accuracy_difference_high=accuracy_high,
-        auc_difference=auc(first, human, everyone) - auc(second, human, everyone),
+        auc_difference=auc_difference,
         auc_difference_low=auc_low,
         auc_difference_high=auc_high,
         auc_p=_two_sided(of_auc),

@@ -28,13 +28,22 @@ def auc(polarity: np.ndarray, human: np.ndarray, weights: np.ndarray) -> float:
     `polarity` `(n,)`, any scale; `human` `(n,)`, above 0 positive, below 0 negative, those at 0 are left out;
     `weights` `(n,)`, how often each counts. NaN where a class has no weight.
     """
-    ranks = np.unique(polarity, return_inverse=True)[1]
+    return auc_of_ranks(ranks_of(polarity), human, weights)
+
+
+def ranks_of(polarity: np.ndarray) -> np.ndarray:
+    """Place of each value among the different ones, from 0: polarities are sorted once, for the AUC of many draws."""
+    return np.unique(polarity, return_inverse=True)[1]
+
+
+def auc_of_ranks(ranks: np.ndarray, human: np.ndarray, weights: np.ndarray) -> float:
+    """`auc` of polarities with these ranks."""
     positive, negative = (
         np.bincount(ranks, weights=weights * judged, minlength=1) for judged in (human > 0, human < 0)
     )
     num_pairs = positive.sum() * negative.sum()
     # A tie is half right.
-    right = positive @ (np.cumsum(negative) - negative / 2)
+    right = (positive * (np.cumsum(negative) - negative / 2)).sum()
     return float(right / num_pairs) if num_pairs else float("nan")
 
 
@@ -108,6 +117,7 @@ def metrics_of(
         for name, metric in METRICS.items()
         if is_graded or metric is not rank_correlation
     }
+    found["auc"] = partial(auc_of_ranks, ranks_of(polarity), human)
     judged = human != 0
     poles, classes = pole_probabilities(probabilities)[judged], (human[judged] > 0).astype(np.int64)
     found["calibration_error"] = lambda weights: calibration_error(poles, classes, NUM_BINS, weights[judged])
