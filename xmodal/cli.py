@@ -363,6 +363,27 @@ usage: xmodal view diff BEFORE AFTER [--csv FILE]
 --csv FILE: a row for each sample that differs: key, change, why."""
 
 
+def models(arguments: list[str]) -> None:
+    """The paper's twelve models: list them, convert and fetch their weights (`xmodal models list|convert|pull`)."""
+    from xmodal.published import models_table
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_MODELS_USAGE)
+        return
+    action, *rest = arguments
+    if action != "list":
+        raise UserError(f"command line: {action}: no such action", "choose list")
+    _parsed(argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False), rest, "models")
+    print(models_table())
+
+
+_MODELS_USAGE = """\
+usage: xmodal models list
+
+  list    each model's name, backbone, input, training set, row and accuracies of the paper's table, and where its
+          weights are"""
+
+
 def shards(arguments: list[str]) -> int:
     """Any WebDataset: list its shards, check them, index them (`xmodal shards ls|verify|index URL`)."""
     from shards.inspection import find_shards, measure_shards, verify_shards
@@ -458,7 +479,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
         *(collect, label, curate, agree, calibrate, train, evaluate, report, demo),
-        *(benchmarks, view, forget, shards, doctor),
+        *(benchmarks, models, view, forget, shards, doctor),
     )
 }
 

@@ -24,6 +24,7 @@ from shards.checks import require_range
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from xmodal.labels import CLASSES
+from xmodal.published import PUBLISHED, pulled_folder, suggestion
 
 PRESETS = {
     "ViT_B32": "vit_base_patch32_224.augreg_in21k",
@@ -138,7 +139,12 @@ def classifiers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def load_student(folder: str) -> torch.nn.Module:
-    """A student as `export_student` wrote it, on the CPU, in evaluation mode. Raises UserError if it is none."""
+    """A student as `export_student` wrote it, on the CPU, in evaluation mode.
+
+    `folder` may be the name of one of the paper's models (`xmodal.published`) that was pulled; a folder of that name
+    comes first. Raises UserError if it is no student.
+    """
+    folder = _folder_of(folder)
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json, so this is no student", "train one first, or check the path")
@@ -152,6 +158,18 @@ def load_student(folder: str) -> torch.nn.Module:
         return _create(f"local-dir:{folder}", pretrained=True).eval()
     except _TIMM_ERRORS as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
+
+
+def _folder_of(folder: str) -> str:
+    """The folder that is meant by a folder, or by the name of a published model."""
+    if os.path.lexists(folder) or "/" in folder:
+        return folder
+    if folder not in PUBLISHED:
+        raise UserError(f"{folder}: no such folder, and none of the paper's models", suggestion(folder))
+    pulled = pulled_folder(folder)
+    if not pulled.is_dir():
+        raise UserError(f"{folder}: this model of the paper is not on this machine", f"xmodal models pull {folder}")
+    return str(pulled)
 
 
 def input_spec(model: torch.nn.Module, crop_share: float | None = None, squash: bool | None = None) -> InputSpec:

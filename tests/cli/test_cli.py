@@ -75,7 +75,7 @@ def leaves(config_class: Any, prefix: str = "") -> list[str]:
 def test_help_lists_all_verbs(arguments, capsys):
     assert cli.main(arguments) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == [*CONFIGS, "benchmarks", "view", "forget", "shards", "doctor"] == list(cli.VERBS)
+    assert listed == [*CONFIGS, "benchmarks", "models", "view", "forget", "shards", "doctor"] == list(cli.VERBS)
 
 
 def test_the_version_is_that_of_the_package(capsys):

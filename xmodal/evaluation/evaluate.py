@@ -30,7 +30,7 @@ class EvaluateConfig:
     """Which students are judged by which benchmarks."""
 
     models: list[str]
-    """Folders of exported students."""
+    """Folders of exported students, or names of the paper's models (see `xmodal models list`)."""
     benchmarks: list[str]
     """Names (see `xmodal benchmarks list`) or YAML files, such as configs/benchmarks/emoji.yaml."""
     root: str = ""
