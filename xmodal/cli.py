@@ -202,6 +202,15 @@ def evaluate(arguments: list[str]) -> None:
         LocalStorage(file.parent).replace(file.name, evaluation_page(evaluation).encode(errors="replace"))
 
 
+def table(arguments: list[str]) -> None:
+    """The paper's table beside what was evaluated here (`xmodal table SCORES.json ...`)."""
+    from xmodal.evaluation.paper_table import TableConfig, paper_table
+
+    files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    given = [f"--scores={json.dumps(files)}"] if files else []
+    print(paper_table(_config(TableConfig, [*given, *arguments[len(files) :]], table)))
+
+
 def benchmarks(arguments: list[str]) -> int:
     """Human-labelled benchmarks: which are known, and whether a copy is whole (`xmodal benchmarks list|verify`)."""
     from xmodal.evaluation.json_file import write_json
@@ -478,7 +487,7 @@ def doctor(arguments: list[str]) -> int:
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
-        *(collect, label, curate, agree, calibrate, train, evaluate, report, demo),
+        *(collect, label, curate, agree, calibrate, train, evaluate, table, report, demo),
         *(benchmarks, models, view, forget, shards, doctor),
     )
 }

@@ -22,6 +22,7 @@ from xmodal.collecting.collect import CollectConfig
 from xmodal.curation.config import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
+from xmodal.evaluation.paper_table import TableConfig
 from xmodal.label_quality.agree import AgreeConfig
 from xmodal.label_quality.calibrate import CalibrateConfig
 from xmodal.labelling.config import LabelConfig
@@ -37,6 +38,7 @@ CONFIGS = {
     "calibrate": CalibrateConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "table": TableConfig,
     "report": ReportConfig,
     "demo": DemoConfig,
 }
