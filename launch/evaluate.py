@@ -1,7 +1,8 @@
-"""Evaluate a student, on several processes where there are several GPUs.
+"""Evaluate students, on several processes where there are several GPUs.
 
-accelerate launch launch/evaluate.py --student runs/demo/train/student --benchmarks '[configs/benchmarks/emoji.yaml]'
-srun --ntasks=8 python launch/evaluate.py --student runs/demo/train/student --benchmarks …
+accelerate launch launch/evaluate.py -m runs/demo/train/student -b emoji
+accelerate launch --cpu --num_processes 2 launch/evaluate.py -m runs/demo/train/student -b emoji
+srun --ntasks=8 python launch/evaluate.py -m runs/demo/train/student -b …
 """
 
 import os

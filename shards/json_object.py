@@ -29,7 +29,9 @@ def parse_json_object(
 
 
 def without_nan(value: Any) -> Any:
-    """The value with null for what is no finite number, inside objects too: strict readers of JSON know no NaN."""
+    """The value with null for what is no finite number, however deep: strict readers of JSON know no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,7 @@ import made_pictures
 import pytest
 
 from shards.errors import UserError
-from xmodal.benchmarks import load_benchmark
+from xmodal.benchmarks import known_benchmarks, load_benchmark, load_definition, read_benchmark
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +18,14 @@ def write(folder: Path, table: str | bytes, settings: str = "") -> str:
     (folder / "table.csv").write_bytes(table.encode() if isinstance(table, str) else table)
     file = folder / "made.yaml"
     file.write_text(f"name: made\nimages: {folder / 'images'}\nlabels: {folder / 'table.csv'}\n{settings}")
+    return str(file)
+
+
+def classed(folder: Path, table: str, classes: str = "{0: negative, 2: positive}", name: str = "table.csv") -> str:
+    """The same with classes, and the table under another name."""
+    file = Path(write(folder, table, f"classes: {classes}\n"))
+    (folder / "table.csv").rename(folder / name)
+    file.write_text(file.read_text().replace("table.csv", name))
     return str(file)
 
 
@@ -162,3 +170,130 @@ def test_the_advice_for_a_benchmark_names_its_file_and_no_option(tmp_path):
     assert what == f"{file}: colour: no such setting"
     assert remedy.strip() == f"mend {file}; configs/benchmarks/emoji.yaml shows all settings"
     assert complaint(write(tmp_path, TABLE, "imags: x"))[1].strip() == "did you mean images?"
+
+
+def test_the_benchmarks_classes_are_mapped_to_ours(tmp_path):
+    file = classed(tmp_path, "path,class\nflat/a.png,2\nsolid/a.png,0\nflat/b.png, 2\n")
+    benchmark = load_benchmark(file)
+    assert benchmark.scores.tolist() == [1, -1, 1]
+    assert not benchmark.config.is_graded
+    assert benchmark.counts() == {"negative": 1, "neutral": 0, "positive": 2}
+
+
+def test_a_tsv_with_emotions_is_read(tmp_path):
+    table = "class\tpath\njoy\tflat/a.png\nfear\tsolid/a.png\ncalm\tflat/b.png\n"
+    file = classed(tmp_path, table, "{joy: positive, fear: negative, calm: neutral}", "table.tsv")
+    benchmark = load_benchmark(file)
+    assert (benchmark.scores.tolist(), benchmark.config.has_neutral) == ([1, -1, 0], True)
+
+
+def test_a_folder_for_each_class_needs_no_table(tmp_path):
+    file = Path(write(tmp_path, TABLE))
+    (tmp_path / "images" / "flat" / "notes.txt").write_text("no picture")
+    text = f"name: made\nimages: {tmp_path}/images\nlabels: {tmp_path}/images\n"
+    file.write_text(text + "classes: {flat: negative, solid: positive}\n")
+    benchmark = load_benchmark(str(file))
+    assert benchmark.paths == ["flat/a.png", "flat/b.png", "solid/a.png", "solid/b.png"]
+    assert benchmark.scores.tolist() == [-1, -1, 1, 1]
+    file.write_text(text + "classes: {flat: negative, plain: positive}\n")
+    assert "images/solid: 'solid' is not one of the classes flat, plain" in complaint(str(file))[0]
+    file.write_text(text)
+    assert "is a folder, but there are no classes" in complaint(str(file))[0]
+
+
+def test_a_class_outside_the_mapping_is_named_with_its_line_and_the_nearest(tmp_path):
+    table = "path,class\nflat/a.png,amusement\nflat/b.png,amusemnt\n"
+    what, remedy = complaint(classed(tmp_path, table, "{amusement: positive, fear: negative}"))
+    assert what.endswith("table.csv: line 3: class: 'amusemnt' is not one of the classes amusement, fear")
+    assert remedy.strip().startswith("did you mean amusement? else add it to ")
+
+
+@pytest.mark.parametrize("classes", ["{0: bad, 1: positive}", "{1: positive}", "{0: neutral, 1: negative}"])
+def test_a_mapping_that_lacks_a_class_is_refused(tmp_path, classes):
+    assert "made.yaml: classes: " in complaint(classed(tmp_path, "path,class\nflat/a.png,1\n", classes))[0]
+
+
+def test_where_it_is_allowed_missing_pictures_are_marked(tmp_path):
+    file = write(tmp_path, "path,score\nflat/a.png,1\nflat/x.png,1\n")
+    assert load_benchmark(file, allow_missing=True).missing.tolist() == [False, True]
+    file = write(tmp_path, "path,score\nflat/x.png,1\n")
+    with pytest.raises(UserError, match="1 of 1 are missing"):
+        load_benchmark(file, allow_missing=True)
+
+
+def test_the_paths_start_at_the_root(tmp_path):
+    (tmp_path / "elsewhere" / "images").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "images" / "a.png").write_bytes(made_pictures.png())
+    (tmp_path / "elsewhere" / "t.csv").write_text("path,score\na.png,1\n")
+    file = tmp_path / "made.yaml"
+    file.write_text("name: made\nimages: images\nlabels: t.csv\n")
+    assert load_benchmark(str(file), root=str(tmp_path / "elsewhere")).missing.tolist() == [False]
+
+
+# Counts and classes as the authors' tables have them.
+PAPER = {
+    "5agree": (882, 301, 581, True),
+    "4agree": (1116, 427, 689, False),
+    "3agree": (1269, 500, 769, True),
+    "emotion_ROI_test": (594, 396, 198, True),
+    "twitter_testing_2": (603, 216, 387, False),
+    "FI_complete": (23308, None, None, False),
+}
+LINES = {
+    "5agree": "1000028444_428246659240579072_BfFq8nsCEAAD4Ao.jpg,1\n"
+    "1000565959_427974272750206977_BfB0fb6IMAAKP0z.jpg,0",
+    "emotion_ROI_test": "joy/232.jpg,1\nsadness/232.jpg,0",
+    "twitter_testing_2": "0_368686168_528626713920798720_B1YHicpCQAAAibZ.jpg,1\n"
+    "40357418_528257363502170113.jpg,0\n7_1_B1YHicpCQAAAibZ.png,0",
+    "FI_complete": "amusement/amusement_4098.jpg,2\nanger/anger_0001.jpg,0",
+}
+
+
+def test_every_definition_is_named_after_its_file():
+    known = known_benchmarks()
+    assert {*PAPER, *(f"FI_split_{number}" for number in range(1, 6)), "emoji"} <= set(known)
+    for name in known:
+        assert load_definition(name).name == name
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_expected_counts_are_the_papers(name):
+    expected = load_definition(name).expected
+    assert (expected.pictures, expected.negative, expected.positive, expected.certain) == PAPER[name]
+    if expected.negative is not None:
+        assert expected.negative + expected.positive == expected.pictures
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_of_the_authors_tables_are_read(name, tmp_path):
+    config = load_definition(name, root=str(tmp_path))
+    Path(config.images).mkdir(parents=True)
+    Path(config.labels).write_text(f"path,class\n{LINES[name]}\n")
+    benchmark = read_benchmark(name, root=str(tmp_path))
+    assert benchmark.scores.tolist()[:2] == [1, -1]
+    assert benchmark.missing.all()
+    if name == "twitter_testing_2":
+        # The same medium under two names.
+        assert benchmark.groups[0] == benchmark.groups[2] != benchmark.groups[1]
+
+
+def test_the_five_divisions_of_fi_are_those_of_the_single_definitions():
+    complete = load_definition("FI_complete")
+    assert [split.test for split in complete.splits] == [load_definition(f"FI_split_{n}").labels for n in range(1, 6)]
+    assert complete.classes == load_definition("FI_split_1").classes
+
+
+@pytest.mark.parametrize(("name", "meant"), [("5agre", "5agree"), ("fi_complete", "FI_complete"), ("emojis", "emoji")])
+def test_a_misspelt_name_gets_the_nearest(name, meant):
+    assert complaint(name) == [f"{name}: no such benchmark", f"        did you mean {meant}?"]
+
+
+def test_a_name_like_none_gets_them_all():
+    assert "5agree" in complaint("zzzzzz")[1]
+
+
+def test_where_to_get_a_benchmark_that_is_not_here_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    what, remedy = complaint("5agree")
+    assert "5agree.csv: No such file or directory" in what
+    assert "github.com/fabiocarrara" in remedy

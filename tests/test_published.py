@@ -107,8 +107,7 @@ def test_a_name_that_is_no_student_here_is_told_what_to_do(cache, name, what, re
 
 
 def test_a_typo_in_a_models_name_ends_an_evaluation_with_code_2(cache, capsys):
-    command = ["evaluate", "--student", "ViT_B31", "--benchmarks", f"[{ROOT}/configs/benchmarks/emoji.yaml]"]
-    assert cli.main(command) == 2
+    assert cli.main(["evaluate", "-m", "ViT_B31", "-b", "emoji", "--root", str(ROOT)]) == 2
     what, remedy = capsys.readouterr().err.splitlines()
     assert what == "xmodal: ViT_B31: no such folder, and none of the paper's models"
     assert remedy.strip() == "did you mean ViT_B32?"

@@ -22,6 +22,7 @@ from xmodal.collecting.collect import CollectConfig
 from xmodal.curation.config import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
+from xmodal.evaluation.paper_table import TableConfig
 from xmodal.label_quality.agree import AgreeConfig
 from xmodal.label_quality.calibrate import CalibrateConfig
 from xmodal.labelling.config import LabelConfig
@@ -39,6 +40,7 @@ CONFIGS = {
     "train": TrainConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
+    "table": TableConfig,
     "report": ReportConfig,
     "demo": DemoConfig,
 }
@@ -77,7 +79,7 @@ def leaves(config_class: Any, prefix: str = "") -> list[str]:
 def test_help_lists_all_verbs(arguments, capsys):
     assert cli.main(arguments) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == [*CONFIGS, "models", "view", "forget", "shards", "doctor"] == list(cli.VERBS)
+    assert listed == [*CONFIGS, "benchmarks", "models", "view", "forget", "shards", "doctor"] == list(cli.VERBS)
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -229,8 +231,9 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "curate-type": (["curate", "--datasets", "[a]", "--view", "v", "--seed", "x"], "seed"),
         "train-unknown-flag": (["train", "--view", none, "--output", f"{folder}/t", "--optimizer.rl", "1"], "rl"),
         "train-range": (["train", "--view", none, "--output", f"{folder}/t", "--optimizer.lr", "30"], "optimizer.lr"),
-        "evaluate-no-student": (["evaluate", "--student", none, "--benchmarks", f"[{emoji}]"], none),
-        "evaluate-missing-benchmark": (["evaluate", "--student", none, "--benchmarks", f"[{none}.yaml]"], none),
+        "evaluate-no-student": (["evaluate", "-m", none, "-b", emoji], none),
+        "evaluate-missing-benchmark": (["evaluate", "-m", none, "-b", f"{none}.yaml"], none),
+        "evaluate-typo": (["evaluate", "-m", none, "-b", "emojy"], "emojy: no such benchmark"),
         "report-missing-dataset": (
             ["report", "--dataset", none, "--view", none, "--train", none, "--output", f"{folder}/r.html"],
             none,
@@ -243,7 +246,7 @@ MISTAKES = [
     "label-missing-posts", "label-format", "label-required", "label-range", "curate-missing-dataset",
     "curate-unfinished", "curate-missing-config", "curate-broken-config", "curate-unknown-key", "curate-type",
     "train-unknown-flag", "train-range", "evaluate-no-student", "evaluate-missing-benchmark",
-    "report-missing-dataset", "report-required",
+    "evaluate-typo", "report-missing-dataset", "report-required",
 ]  # fmt: skip
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from shards.errors import UserError
+from xmodal import cli
 from xmodal.benchmarks import load_benchmark
 from xmodal.config import load_config
-from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
-from xmodal.evaluation.metrics import METRICS
+from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, short_names
+from xmodal.evaluation.metrics import METRICS, POLES
 from xmodal.students import StudentConfig, create_student, export_student
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -29,7 +30,7 @@ def evaluated(tiny_student: Path, picture_benchmark: Path, tmp_path_factory: pyt
 
 def config_of(student: Path, benchmark: Path, folder: Path) -> EvaluateConfig:
     return EvaluateConfig(
-        student=str(student),
+        models=[str(student)],
         benchmarks=[str(benchmark)],
         output=str(folder),
         json=str(folder / "metrics.json"),
@@ -47,8 +48,10 @@ def test_the_json_has_n_and_every_metric_with_its_interval(evaluated):
     document = json.loads((evaluated / "metrics.json").read_text())
     assert list(document) == ["pictures"]
     metrics = document["pictures"]
-    expected = {f"{name}{suffix}" for name in METRICS for suffix in ("", "_low", "_high")}
-    assert set(metrics) == {"n", "left_out", *expected}
+    names = [*METRICS, "calibration_error", *(f"confusion_{row}_{column}" for row in POLES for column in POLES)]
+    expected = {f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")}
+    assert set(metrics) == {"n", "left_out", "missing", *expected}
+    # Not the calibration error: it is never below 0, so that draws, which are noisier, have a larger one.
     assert all(metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] for name in METRICS)
 
 
@@ -74,17 +77,23 @@ def test_the_metrics_are_those_of_the_predictions(evaluated, picture_benchmark):
     assert score(load_benchmark(str(picture_benchmark)), table, num_draws=100, seed=0) == pytest.approx(metrics)
 
 
-def test_two_processes_give_the_same_files_as_one(evaluated, tiny_student, picture_benchmark, tmp_path):
+@pytest.mark.parametrize(("launcher", "num_processes"), [("torchrun", 2), ("accelerate", 3)])
+def test_several_processes_give_the_same_files_as_one(
+    launcher, num_processes, evaluated, tiny_student, picture_benchmark, tmp_path
+):
     arguments = [
-        "--student", str(tiny_student), "--benchmarks", f"[{picture_benchmark}]", "--output", str(tmp_path),
+        "-m", str(tiny_student), "-b", str(picture_benchmark), "--output", str(tmp_path),
         "--json", str(tmp_path / "metrics.json"), "--batch_size", "5", "--num_draws", "100",
     ]  # fmt: skip
-    launcher = [
-        str(launchers.BIN / "torchrun"), "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-        "--master-port", str(launchers.free_port()), "launch/evaluate.py",
-    ]  # fmt: skip
+    start = {
+        "torchrun": ["torchrun", "--nproc-per-node", str(num_processes), "--master-addr", "127.0.0.1",
+                     "--master-port", str(launchers.free_port())],
+        "accelerate": ["accelerate", "launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
+                       "--num_processes", str(num_processes), "--dynamo_backend", "no",
+                       "--num_cpu_threads_per_process", "1", "--main_process_port", str(launchers.free_port())],
+    }[launcher]  # fmt: skip
     ended = subprocess.run(
-        [*launcher, *arguments],
+        [str(launchers.BIN / start[0]), *start[1:], "launch/evaluate.py", *arguments],
         cwd=launchers.ROOT,
         # Without a GPU: two processes cannot share one by NCCL.
         env=launchers.environment() | {"CUDA_VISIBLE_DEVICES": ""},
@@ -104,17 +113,109 @@ def test_two_processes_give_the_same_files_as_one(evaluated, tiny_student, pictu
         assert [float(row[name]) for row in rows] == pytest.approx(numbers, abs=2e-6, nan_ok=True)
 
 
+@pytest.fixture(scope="module")
+def other_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, in a folder of the same name."""
+    torch.manual_seed(5)
+    model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY))
+    folder = tmp_path_factory.mktemp("other") / "tiny"
+    export_student(model, str(folder), crop_share=1.0, provenance={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classed_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of two classes, of which four are missing, in the form that the paper's have."""
+    folder = tmp_path_factory.mktemp("classed")
+    (folder / "images").mkdir()
+    for number in range(8):
+        (folder / "images" / f"{number}.jpg").write_bytes(made_pictures.jpeg(seed=number))
+    rows = "".join(f"{number}.jpg,{2 * (number % 2)}\n" for number in range(12))
+    (folder / "table.csv").write_text(f"path,class\n{rows}")
+    file = folder / "classed.yaml"
+    file.write_text("name: classed\nimages: images\nlabels: table.csv\nclasses: {0: negative, 2: positive}\n")
+    return file
+
+
+def test_several_students_on_several_benchmarks(
+    tiny_student, other_student, picture_benchmark, classed_benchmark, evaluated, tmp_path, capsys
+):
+    arguments = [
+        "evaluate", "-m", str(tiny_student), str(other_student), "-b", str(picture_benchmark), str(classed_benchmark),
+        "--root", str(classed_benchmark.parent), "--allow-missing", "--num_draws", "20",
+        "--output", str(tmp_path / "out"), "--json", str(tmp_path / "all.json"), "--html", str(tmp_path / "all.html"),
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    names = [f"{folder.parent.name}/tiny" for folder in (tiny_student, other_student)]
+    rows = [line.split()[:3] for line in printed.splitlines()[1:5]]
+    expected = [[name, benchmark, n] for name in names for benchmark, n in (("pictures", "24"), ("classed", "8*"))]
+    assert rows == expected
+    assert "* partial: of classed, 4 pictures are missing" in printed
+    assert printed.count(f"{names[0]} / {names[1]}: accuracy ") == 2
+
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert list(document["models"]) == names
+    assert [one["benchmark"] for one in document["comparisons"]] == ["pictures", "classed"]
+    partial = document["models"][names[1]]["classed"]
+    assert (partial["missing"], partial["partial"], partial["n"]) == (4, True, 8)
+    assert "rank_correlation" not in partial
+    whole, alone = document["models"][names[0]]["pictures"], json.loads((evaluated / "metrics.json").read_text())
+    assert whole["auc"] == pytest.approx(alone["pictures"]["auc"])
+
+    for name in names:
+        folder = tmp_path / "out" / name.replace("/", "-")
+        assert {file.name for file in folder.iterdir()} == {"predictions-pictures.csv", "predictions-classed.csv"}
+        with open(folder / "predictions-classed.csv", newline="") as lines:
+            predicted = list(csv.DictReader(lines))
+        assert [row["path"] for row in predicted] == [f"{number}.jpg" for number in range(12)]
+        assert [row["positive"] == "nan" for row in predicted] == [False] * 8 + [True] * 4
+    page = (tmp_path / "all.html").read_text()
+    assert page.count("<h2>") == 5
+    assert page.count("confidence</text>") == 4
+    assert "Partial: 4 pictures are missing" in page
+
+
+def test_missing_pictures_are_told_with_what_would_allow_them(tiny_student, classed_benchmark):
+    config = EvaluateConfig(
+        models=[str(tiny_student)], benchmarks=[str(classed_benchmark)], root=str(classed_benchmark.parent)
+    )
+    with pytest.raises(UserError, match=r"8\.jpg: no such picture \(4 of 12 are missing\)") as caught:
+        evaluate(config)
+    assert "--allow-missing" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("table_format", "start"),
+    [("markdown", "| benchmark | n | accuracy |"), ("csv", "model,benchmark,n,accuracy,accuracy_low"), ("json", "{")],
+)
+def test_the_table_can_have_other_forms(tiny_student, picture_benchmark, table_format, start, capsys):
+    arguments = ["-m", str(tiny_student), "-b", str(picture_benchmark), "--num_draws", "3", "--format", table_format]
+    assert cli.main(["evaluate", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(start)
+    if table_format == "json":
+        assert json.loads(printed)["pictures"]["n"] == 24
+
+
+def test_students_are_told_apart_by_as_little_of_their_paths_as_it_takes():
+    assert short_names(["runs/a/student"]) == ["student"]
+    assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert short_names(["runs/a/student", "runs/b/student", "c"]) == ["a/student", "b/student", "c"]
+    assert short_names(["/a/x", "a/x"]) == ["/a/x", "a/x"]
+
+
 def test_no_files_are_written_unless_asked_for(tiny_student, picture_benchmark, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = EvaluateConfig(student=str(tiny_student), benchmarks=[str(picture_benchmark)], num_draws=5)
-    assert evaluate(config)["pictures"]["n"] == 24
+    config = EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(picture_benchmark)], num_draws=5)
+    assert evaluate(config).judgements[0].metrics["n"] == 24
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_benchmarks_of_one_name_are_refused(tiny_student, picture_benchmark, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(picture_benchmark.read_text())
-    config = EvaluateConfig(student=str(tiny_student), benchmarks=[str(picture_benchmark), str(other)])
+    config = EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(picture_benchmark), str(other)])
     with pytest.raises(UserError, match="two are named 'pictures'"):
         evaluate(config)
 
@@ -125,7 +226,7 @@ def test_a_benchmark_without_a_decodable_picture_is_named(tiny_student, tmp_path
     file = tmp_path / "broken.yaml"
     file.write_text(f"name: broken\nimages: {tmp_path}\nlabels: {tmp_path}/labels.csv\n")
     with pytest.raises(UserError, match="broken: none of its pictures can be decoded"):
-        evaluate(EvaluateConfig(student=str(tiny_student), benchmarks=[str(file)]))
+        evaluate(EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(file)]))
 
 
 def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(picture_benchmark, tmp_path):
@@ -134,32 +235,38 @@ def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(p
         next(model.parameters()).fill_(float("nan"))
     export_student(model, str(tmp_path / "diverged"), crop_share=1.0, provenance={})
     with pytest.raises(UserError, match="student: its outputs are no finite numbers"):
-        evaluate(EvaluateConfig(student=str(tmp_path / "diverged"), benchmarks=[str(picture_benchmark)]))
+        evaluate(EvaluateConfig(models=[str(tmp_path / "diverged")], benchmarks=[str(picture_benchmark)]))
 
 
-@pytest.mark.parametrize("outputs", [{"output": "/dev/null"}, {"output": "/proc/1/x"}, {"json": "/proc"}], ids=str)
+@pytest.mark.parametrize(
+    "outputs", [{"output": "/dev/null"}, {"output": "/proc/1/x"}, {"json": "/proc"}, {"html": "/proc"}], ids=str
+)
 def test_an_output_that_cannot_be_written_is_told_before_the_student_is_looked_for(picture_benchmark, outputs):
-    config = EvaluateConfig(student="none", benchmarks=[str(picture_benchmark)], **outputs)
+    config = EvaluateConfig(models=["none"], benchmarks=[str(picture_benchmark)], **outputs)
     with pytest.raises(UserError, match=next(iter(outputs.values()))):
         evaluate(config)
 
 
 def test_a_folder_that_is_no_student_is_named(picture_benchmark, tmp_path):
     with pytest.raises(UserError, match=r"no config\.json, so this is no student"):
-        evaluate(EvaluateConfig(student=str(tmp_path), benchmarks=[str(picture_benchmark)]))
+        evaluate(EvaluateConfig(models=[str(tmp_path)], benchmarks=[str(picture_benchmark)]))
 
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (["--benchmarks", "[]"], "benchmarks: [] must name at least one"),
-        (["--batch_size", "0"], "batch_size: 0 must be at least 1"),
+        (["--benchmarks", "[b.yaml, b.yaml]"], "must not name one benchmark twice"),
+        (["--models", "[a, a]"], "must not name one student's folder twice"),
+        (["--tta", "rotate"], "tta: "),
+        (["--format", "latex"], "format: "),
+        (["--batch_size", "-1"], "batch_size: -1 must be at least 0"),
         (["--num_workers", "-1"], "num_workers: -1 must be at least 0"),
         (["--num_draws", "0"], "num_draws: 0 must be at least 1"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_the_rule(arguments, what):
-    given = ["--student", "student", "--benchmarks", "[b.yaml]", *arguments]
+    given = ["--models", "[student]", "--benchmarks", "[b.yaml]", *arguments]
     with pytest.raises(UserError, match="command line: ") as caught:
         load_config(EvaluateConfig, given, command="xmodal evaluate", description="")
     assert what in caught.value.what

@@ -1,24 +1,39 @@
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from xmodal.evaluation.metrics import (
     METRICS,
     accuracy,
     auc,
     balanced_accuracy,
+    confusion_counts,
+    f1_negative,
+    f1_positive,
+    metrics_of,
     polarity_of,
+    pole_probabilities,
     rank_correlation,
     with_intervals,
 )
-from xmodal.evaluation.table import results_table
+from xmodal.evaluation.table import HEADLINE, Row, results_csv, results_markdown, results_text
 
 NAN = float("nan")
+
+
+def intervals(
+    polarity: np.ndarray, human: np.ndarray, groups: np.ndarray, *, num_draws: int, seed: int
+) -> dict[str, float]:
+    """All metrics of a polarity with their intervals."""
+    metrics = {name: partial(metric, polarity, human) for name, metric in METRICS.items()}
+    judged = {"n": int((human != 0).sum())}
+    return {**judged, **with_intervals(metrics, groups, num_draws=num_draws, seed=seed)}
 
 
 def ones(values) -> np.ndarray:
@@ -132,7 +147,7 @@ def noisy(num_pictures: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("seed", range(3))
 def test_an_interval_holds_its_estimate(seed):
     polarity, human = noisy(80, seed)
-    results = with_intervals(polarity, human, np.arange(80), num_draws=100, seed=0)
+    results = intervals(polarity, human, np.arange(80), num_draws=100, seed=0)
     assert results["n"] == 80
     for name in METRICS:
         assert results[f"{name}_low"] < results[name] < results[f"{name}_high"]
@@ -141,9 +156,7 @@ def test_an_interval_holds_its_estimate(seed):
 def test_the_intervals_of_a_seed_are_always_the_same():
     polarity, human = noisy(60, 0)
 
-    first, again, other = (
-        with_intervals(polarity, human, np.arange(60), num_draws=40, seed=seed) for seed in (1, 1, 2)
-    )
+    first, again, other = (intervals(polarity, human, np.arange(60), num_draws=40, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert all(first[name] == other[name] for name in METRICS)
@@ -152,7 +165,7 @@ def test_the_intervals_of_a_seed_are_always_the_same():
 def test_the_interval_of_a_share_is_that_of_the_binomial_distribution():
     human = np.array([1.0, -1.0] * 100)
     polarity = human * np.where(np.arange(200) % 10 < 7, 1, -1)
-    results = with_intervals(polarity, human, np.arange(200), num_draws=300, seed=0)
+    results = intervals(polarity, human, np.arange(200), num_draws=300, seed=0)
     deviation = (0.7 * 0.3 / 200) ** 0.5
     assert results["accuracy"] == pytest.approx(0.7)
     assert results["accuracy_high"] + results["accuracy_low"] == pytest.approx(2 * 0.7, abs=deviation)
@@ -165,7 +178,7 @@ def test_drawing_groups_widens_the_interval_of_pictures_in_identical_pairs():
     polarity, human = (np.repeat(values, 2) for values in noisy(80, 0))
 
     grouped, independent = (
-        with_intervals(polarity, human, groups, num_draws=200, seed=0)
+        intervals(polarity, human, groups, num_draws=200, seed=0)
         for groups in (np.repeat(np.arange(80), 2), np.arange(160))
     )
     for name in METRICS:
@@ -176,10 +189,8 @@ def test_drawing_groups_widens_the_interval_of_pictures_in_identical_pairs():
 
 def test_pairs_drawn_as_groups_have_the_intervals_of_one_of_each():
     polarity, human = noisy(50, 0)
-    once = with_intervals(polarity, human, np.arange(50), num_draws=100, seed=0)
-    pairs = with_intervals(
-        np.repeat(polarity, 2), np.repeat(human, 2), np.repeat(np.arange(50), 2), num_draws=100, seed=0
-    )
+    once = intervals(polarity, human, np.arange(50), num_draws=100, seed=0)
+    pairs = intervals(np.repeat(polarity, 2), np.repeat(human, 2), np.repeat(np.arange(50), 2), num_draws=100, seed=0)
     assert pairs.pop("n") == 2 * once.pop("n")
     # Twice the samples, but tied ones: ranks, and so correlations, are the same.
     assert pairs == pytest.approx(once)
@@ -189,25 +200,106 @@ def test_pairs_drawn_as_groups_have_the_intervals_of_one_of_each():
 def test_one_class_alone_gives_not_a_number_and_no_warning(human):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        results = with_intervals(np.array([0.1, -0.3, 0.4]), np.array(human), np.arange(3), num_draws=50, seed=0)
+        results = intervals(np.array([0.1, -0.3, 0.4]), np.array(human), np.arange(3), num_draws=50, seed=0)
         for name in ("auc", "balanced_accuracy"):
             assert all(math.isnan(results[name + suffix]) for suffix in ("", "_low", "_high"))
-        table = results_table({"made": results})
+        table = results_text([Row("a", "made", results)])
         assert "nan" not in table
         # One for each metric that has no value: AUC and balanced accuracy at least.
-        assert table.count("—") == sum(math.isnan(results[name]) for name in METRICS) >= 2
+        shown = [name for name in (*HEADLINE, "rank_correlation") if math.isnan(results.get(name, NAN))]
+        assert table.count("—") == len(shown) >= 2
 
 
 def test_a_draw_without_a_class_is_left_out_of_the_interval():
     human = np.array([1.0, -1.0, -1.0])
-    results = with_intervals(np.array([0.5, -0.5, 0.9]), human, np.arange(3), num_draws=200, seed=0)
+    results = intervals(np.array([0.5, -0.5, 0.9]), human, np.arange(3), num_draws=200, seed=0)
     assert 0 <= results["auc_low"] <= results["auc"] <= results["auc_high"] <= 1
 
 
-def test_the_table_has_a_row_for_each_benchmark_and_a_column_for_each_metric():
+@given(judged())
+def test_the_f1_of_each_class_is_that_of_scikit_learn(case):
+    polarity, human, _ = case
+    positive, called = human[human != 0] > 0, polarity[human != 0] > 0
+    for metric, label in ((f1_negative, False), (f1_positive, True)):
+        found = metric(polarity, human, ones(human))
+        if label in positive or label in called:
+            assert same(found, f1_score(positive, called, pos_label=label, zero_division=0))
+        else:
+            assert math.isnan(found)
+
+
+def made_predictions(num_pictures: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities `(n, 3)` that know a little, and classes as -1, 0, 1."""
+    generator = np.random.default_rng(seed)
+    human = generator.integers(-1, 2, num_pictures).astype(float)
+    logits = generator.normal(0, 1, (num_pictures, 3)) + 0.7 * np.eye(3)[human.astype(int) + 1]
+    probabilities = np.exp(logits)
+    return probabilities / probabilities.sum(axis=1, keepdims=True), human
+
+
+def test_the_poles_are_scaled_to_add_up_to_1_and_equal_where_neither_is_there():
+    poles = pole_probabilities(np.array([[0.1, 0.6, 0.3], [0.0, 1.0, 0.0]]))
+    assert poles == pytest.approx(np.array([[0.25, 0.75], [0.5, 0.5]]))
+
+
+def test_which_metrics_there_are_depends_on_what_people_could_say():
+    probabilities, human = made_predictions(50, 0)
+    graded = metrics_of(probabilities, human, is_graded=True, has_neutral=False)
+    classed = metrics_of(probabilities, human, is_graded=False, has_neutral=False)
+    of_three = metrics_of(probabilities, human, is_graded=False, has_neutral=True)
+    assert set(graded) - set(classed) == {"rank_correlation"}
+    assert {"three_class_accuracy", "three_class_f1_neutral", "three_class_confusion_neutral_positive"} <= set(of_three)
+    assert {name for name in of_three if not name.startswith("three_class")} == set(classed)
+
+
+def test_the_confusion_counts_pictures_and_its_shares_add_up_to_1():
+    probabilities, human = made_predictions(60, 1)
+    counts = confusion_counts(probabilities, human)
+    assert counts.sum() == (human != 0).sum()
+    metrics = metrics_of(probabilities, human, is_graded=False, has_neutral=True)
+    for row in ("negative", "positive"):
+        shares = [metrics[f"confusion_{row}_{column}"](ones(human)) for column in ("negative", "positive")]
+        assert sum(shares) == pytest.approx(1)
+    assert metrics["confusion_negative_positive"](ones(human)) == pytest.approx(counts[0, 1] / counts[0].sum())
+
+
+def rows_of_two_models() -> list[Row]:
     polarity, human = noisy(40, 0)
-    results = with_intervals(polarity, human, np.arange(40), num_draws=20, seed=0)
-    header, *rows = results_table({"a benchmark with a long name": results, "b": results}).splitlines()
-    assert header.split() == ["benchmark", "n", *METRICS]
+    results = intervals(polarity, human, np.arange(40), num_draws=20, seed=0)
+    return [Row("a|b", "first", results), Row("c", "second", {**results, "missing": 3, "partial": True})]
+
+
+def test_the_table_has_a_row_for_each_benchmark_and_a_column_for_each_metric():
+    (_, _, results), _ = rows_of_two_models()
+    header, *rows = results_text([Row("a", "a benchmark with a long name", results), Row("a", "b", results)]).split(
+        "\n"
+    )
+    assert header.split() == ["benchmark", "n", *HEADLINE, "rank_correlation"]
     assert len({len(line) for line in [header, *rows]}) == 1
     assert f"{results['auc']:.3f} [{results['auc_low']:.3f}, {results['auc_high']:.3f}]" in rows[0]
+
+
+def test_several_models_have_a_column_and_a_partial_result_is_marked_and_explained():
+    lines = results_text(rows_of_two_models()).splitlines()
+    assert lines[0].split()[:3] == ["model", "benchmark", "n"]
+    assert lines[2].split()[:3] == ["c", "second", "40*"]
+    assert lines[3] == "* partial: of second, 3 pictures are missing"
+
+
+def test_markdown_escapes_what_would_be_a_column():
+    lines = results_markdown(rows_of_two_models()).splitlines()
+    assert lines[0].startswith("| model | benchmark | n | accuracy |")
+    assert lines[1].startswith("| --- | --- | ---: |")
+    assert lines[1].count("|") == lines[0].count("|")
+    assert "| a\\|b | first |" in lines[2]
+    assert lines[-1].startswith("* partial")
+
+
+def test_csv_has_every_metric_and_bound():
+    rows = rows_of_two_models()
+    header, first, second = results_csv(rows).splitlines()
+    assert header.split(",")[:3] == ["model", "benchmark", "n"]
+    assert {f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")} <= set(header.split(","))
+    assert float(first.split(",")[header.split(",").index("auc")]) == rows[0].metrics["auc"]
+    assert first.endswith(",,")
+    assert second.endswith(",3,True")

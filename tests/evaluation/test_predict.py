@@ -6,10 +6,12 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from shards.augment import eval_pixels
+from shards.errors import UserError
 from xmodal.benchmarks import load_benchmark
-from xmodal.evaluation.predict import predict
+from xmodal.evaluation.predict import fitting_batch_size, predict
 from xmodal.students import StudentConfig, create_student, load_student
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -21,13 +23,16 @@ def paths(picture_benchmark: Path) -> list[Path]:
     return [benchmark.image_path(place) for place in range(len(benchmark.paths))]
 
 
-def probabilities_of(student: Path, paths: list[Path], batch_size: int = 8, num_workers: int = 0) -> np.ndarray:
+def probabilities_of(
+    student: Path, paths: list[Path], batch_size: int = 8, num_workers: int = 0, flip: bool = False
+) -> np.ndarray:
     return predict(
         load_student(str(student)),
         paths,
         batch_size=batch_size,
         num_workers=num_workers,
         accelerator=Accelerator(cpu=True),
+        flip=flip,
     )
 
 
@@ -44,7 +49,9 @@ def test_each_row_is_what_bare_timm_says_of_its_picture(tiny_student, paths):
 
 
 def test_the_batch_size_does_not_matter(tiny_student, paths):
-    alone, threes, together = (probabilities_of(tiny_student, paths, batch_size) for batch_size in (1, 3, 64))
+    # 0: found by itself.
+    alone, threes, together, found = (probabilities_of(tiny_student, paths, size) for size in (1, 3, 64, 0))
+    np.testing.assert_allclose(alone, found, atol=1e-6)
     np.testing.assert_allclose(alone, threes, atol=1e-6)
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
@@ -77,3 +84,56 @@ def test_fewer_pictures_than_a_batch_and_none_at_all_are_fine(tiny_student, tmp_
     (tmp_path / "one.png").write_bytes(made_pictures.png())
     assert probabilities_of(tiny_student, [tmp_path / "one.png"]).shape == (1, 3)
     assert probabilities_of(tiny_student, []).shape == (0, 3)
+    assert probabilities_of(tiny_student, [], batch_size=0).shape == (0, 3)
+
+
+def test_a_flip_gives_the_mean_of_a_picture_and_its_mirror_image(tiny_student, tmp_path):
+    # The same side as the student's, so that nothing is scaled.
+    picture = made_pictures.pixels(40, 40)
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for name, image in (("a", picture), ("b", mirrored)):
+        (tmp_path / f"{name}.png").write_bytes(made_pictures.encode(image, "PNG"))
+    both = [tmp_path / "a.png", tmp_path / "b.png"]
+    plain = probabilities_of(tiny_student, both)
+    flipped = probabilities_of(tiny_student, both, flip=True)
+    assert np.abs(plain[0] - plain[1]).max() > 1e-3
+    for row in flipped:
+        assert row == pytest.approx(plain.mean(axis=0), abs=1e-3)
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_too(tiny_student, tmp_path):
+    (tmp_path / "a.png").write_bytes(made_pictures.png())
+    probabilities = probabilities_of(tiny_student, [tmp_path / "a.png", tmp_path / "gone.png"])
+    assert np.isnan(probabilities).all(axis=1).tolist() == [False, True]
+
+
+class NarrowStudent(torch.nn.Module):
+    """Fails as torch does where memory ends, above so many pictures."""
+
+    def __init__(self, most: int, message: str) -> None:
+        super().__init__()
+        self.most, self.message = most, message
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > self.most:
+            raise RuntimeError(self.message)
+        return pixels.new_zeros(len(pixels), 3)
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@pytest.mark.parametrize(("most", "found"), [(100, 64), (64, 64), (40, 32), (1, 1)])
+def test_the_batch_is_halved_until_it_fits(most, found):
+    student = NarrowStudent(most, OUT_OF_MEMORY)
+    assert fitting_batch_size(student, 8, 64, Accelerator(cpu=True)) == found
+
+
+def test_a_student_that_does_not_fit_at_all_is_told():
+    with pytest.raises(UserError, match="not even one picture fits into memory"):
+        fitting_batch_size(NarrowStudent(0, OUT_OF_MEMORY), 8, 64, Accelerator(cpu=True))
+
+
+def test_another_failure_is_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        fitting_batch_size(NarrowStudent(10, "shapes do not fit"), 8, 64, Accelerator(cpu=True))

@@ -7,14 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
 
-from xmodal.label_quality.calibration import (
-    FLOOR,
-    calibration_error,
-    fit_temperature,
-    negative_log_likelihood,
-    reliability,
-    tempered,
-)
+from xmodal.evaluation.reliability import calibration_error, reliability
+from xmodal.label_quality.calibration import FLOOR, fit_temperature, negative_log_likelihood, tempered
 
 
 @st.composite
@@ -116,3 +110,13 @@ def test_the_interval_of_a_bin_is_wilsons():
     (one,) = reliability(probabilities, np.array([0] * 8 + [1] * 2), 10)
     # Wilson 1927, 8 of 10.
     assert (one.accuracy, one.accuracy_low, one.accuracy_high) == pytest.approx((0.8, 0.490, 0.943), abs=5e-4)
+
+
+@given(given_and_true=predictions(), num_bins=st.sampled_from([1, 4, 15]), seed=st.integers(0, 10))
+def test_an_integer_weight_in_the_calibration_error_is_a_repeated_sample(given_and_true, num_bins, seed):
+    probabilities, classes = given_and_true
+    weights = np.random.default_rng(seed).integers(0, 3, len(classes))
+    places = np.repeat(np.arange(len(classes)), weights)
+    repeated = calibration_error(probabilities[places], classes[places], num_bins)
+    found = calibration_error(probabilities, classes, num_bins, weights.astype(float))
+    assert found == pytest.approx(repeated, abs=1e-9, nan_ok=True)

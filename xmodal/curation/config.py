@@ -77,7 +77,7 @@ class CurateConfig:
     near_duplicates: bool = True
     """Keep one of each group of near duplicates (PDQ distance 31 or less): the largest, then that of smallest key."""
     benchmarks: list[str] = field(default_factory=list)
-    """Benchmark files; posts with a picture equal or nearly equal to one of theirs are left out."""
+    """Benchmarks, by name or YAML file; posts with a picture equal or nearly equal to one of theirs are left out."""
     confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
     balance: Literal["none", "undersample", "cap"] = "none"
     """`undersample` cuts every class down to the smallest, `cap` to the number `cap`."""

@@ -33,7 +33,8 @@ from xmodal.curation.config import CurateConfig
 from xmodal.curation.curate import CurateSummary, curate
 from xmodal.demo.server import serve_folder
 from xmodal.demo.summary import summary_table
-from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, write_json
+from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
+from xmodal.evaluation.json_file import write_json
 from xmodal.labelling.config import LabelConfig
 from xmodal.labelling.label import LabelSummary, label
 from xmodal.labels import CLASSES
@@ -117,7 +118,8 @@ def demo(config: DemoConfig) -> str:
         trained = _train(config, output)
     with watch.stage("evaluate"):
         benchmark = load_benchmark(BENCHMARK)
-        student = evaluate(_evaluate_config(output))[benchmark.config.name]
+        (judged,) = evaluate(_evaluate_config(output)).judgements
+        student = judged.metrics
         teacher = teacher_score(benchmark, labelled.dataset)
         write_json(output / "evaluation" / "teacher.json", {benchmark.config.name: teacher})
     with watch.stage("report"):
@@ -240,7 +242,7 @@ def _has_gpus(num_ranks: int) -> bool:
 
 def _evaluate_config(output: Path) -> EvaluateConfig:
     return EvaluateConfig(
-        student=str(output / "train" / "student"),
+        models=[str(output / "train" / "student")],
         benchmarks=[BENCHMARK],
         output=str(output / "evaluation"),
         json=str(output / "evaluation" / "student.json"),

@@ -1,10 +1,12 @@
-"""Student and benchmarks → metrics with intervals, and predictions with their paths."""
+"""Students and benchmarks → metrics with intervals, and predictions with their paths."""
 
 import csv
 import io
-import json
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,31 +14,42 @@ from accelerate import Accelerator
 
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
-from shards.json_object import without_nan
 from shards.storage import LocalStorage
-from xmodal.benchmarks import Benchmark, load_benchmark
-from xmodal.evaluation.metrics import polarity_of, with_intervals
+from xmodal.benchmarks import Benchmark, MissingPicturesError, load_benchmark
+from xmodal.evaluation.compare import Comparison, compare
+from xmodal.evaluation.json_file import write_json
+from xmodal.evaluation.metrics import metrics_of, with_intervals
 from xmodal.evaluation.predict import predict
+from xmodal.evaluation.table import Row
 from xmodal.labels import CLASSES
 from xmodal.students import load_student
-
-Results = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Which student is judged by which benchmarks."""
+    """Which students are judged by which benchmarks."""
 
-    student: str
-    """Folder of an exported student."""
+    models: list[str]
+    """Folders of exported students, or names of the paper's models (see `xmodal models list`)."""
     benchmarks: list[str]
-    """Benchmark files, such as configs/benchmarks/emoji.yaml."""
+    """Names (see `xmodal benchmarks list`) or YAML files, such as configs/benchmarks/emoji.yaml."""
+    root: str = ""
+    """Folder that the benchmarks' paths start at, by default the working folder."""
+    allow_missing: bool = False
+    """Report on the pictures that are there, and mark the result as partial."""
+    tta: Literal["none", "flip"] = "none"
+    """`flip`: the mean of the probabilities of each picture and its mirror image (test-time augmentation)."""
     output: str | None = None
-    """Folder for predictions-NAME.csv; by default none are written."""
+    """Folder for predictions-NAME.csv, in a folder for each model where there are several; by default none are
+    written."""
     json: str | None = None
     """File for the metrics as JSON."""
-    batch_size: int = 64
-    """Pictures of one forward pass of a process."""
+    html: str | None = None
+    """File for a page with the metrics, reliability and confusion figures."""
+    format: Literal["text", "markdown", "csv", "json"] = "text"
+    """Of the table that is printed."""
+    batch_size: int = 0
+    """Pictures of one forward pass of a process; 0: as many as fit into memory, within reason."""
     num_workers: int = 0
     """Processes that decode, per process that predicts."""
     num_draws: int = 1000
@@ -45,74 +58,169 @@ class EvaluateConfig:
     """Decides the bootstrap draws."""
 
     def __post_init__(self) -> None:
-        if not self.benchmarks:
-            raise ConfigError("benchmarks", self.benchmarks, "must name at least one benchmark file")
-        require_range(self, "batch_size", "num_draws", least=1)
-        require_range(self, "num_workers", "seed", least=0)
+        for key, what in (("models", "student's folder"), ("benchmarks", "benchmark")):
+            names = getattr(self, key)
+            if not names:
+                raise ConfigError(key, names, f"must name at least one {what}")
+            if len(set(names)) < len(names):
+                raise ConfigError(key, names, f"must not name one {what} twice")
+        require_range(self, "num_draws", least=1)
+        require_range(self, "batch_size", "num_workers", "seed", least=0)
 
 
-def evaluate(config: EvaluateConfig) -> Results:
-    """Judge a student. Returns `{benchmark: metrics}` on the first process, nothing on the others.
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One student on one benchmark."""
+
+    model: str
+    """The end of its path, as far as it takes to tell it from the others."""
+    benchmark: Benchmark
+    probabilities: np.ndarray
+    """`(n, 3)`; NaN for pictures that are missing or cannot be decoded."""
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All students on all benchmarks; nothing on any process but the first."""
+
+    judgements: list[Judgement]
+    comparisons: list[Comparison]
+    """Of each two students on each benchmark."""
+
+    def rows(self) -> list[Row]:
+        """For a table."""
+        return [Row(one.model, one.benchmark.config.name, one.metrics) for one in self.judgements]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{benchmark: metrics}` of a single student; of several, `{models: {model: that}, comparisons}`."""
+        by_model: dict[str, dict[str, Any]] = {}
+        for row in self.rows():
+            by_model.setdefault(row.model, {})[row.benchmark] = row.metrics
+        if len(by_model) == 1:
+            return next(iter(by_model.values()))
+        return {"models": by_model, "comparisons": [asdict(one) for one in self.comparisons]}
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Judge students.
 
     Raises UserError for a folder that is no student, a benchmark that cannot be read, or an output that cannot be
     written: before any picture is looked at.
     """
     output = LocalStorage(config.output, create=True) if config.output else None
-    if config.json:
-        if Path(config.json).is_dir():
-            raise UserError(f"json: {config.json}: is a folder", "give a file")
-        LocalStorage(Path(config.json).parent, create=True)
-    benchmarks = [load_benchmark(file) for file in config.benchmarks]
+    for key in ("json", "html"):
+        if file := getattr(config, key):
+            if Path(file).is_dir():
+                raise UserError(f"{key}: {file}: is a folder", "give a file")
+            LocalStorage(Path(file).parent, create=True)
+    benchmarks = [_load(name, config) for name in config.benchmarks]
     names = [benchmark.config.name for benchmark in benchmarks]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"benchmarks: two are named {name!r}", "give each benchmark file another name")
-    student = load_student(config.student)
+    student = load_student(config.models[0])
+    for model in config.models[1:]:
+        load_student(model)  # so that a wrong one is told now, not after hours of work with the others
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    results: Results = {}
-    for benchmark in benchmarks:
-        paths = [benchmark.image_path(place) for place in range(len(benchmark.paths))]
-        probabilities = predict(
-            student, paths, batch_size=config.batch_size, num_workers=config.num_workers, accelerator=accelerator
-        )
-        if np.isnan(probabilities).all():  # asked on all processes, so that none waits for one that has ended
-            raise UserError(
-                f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again"
-            )
-        if not accelerator.is_main_process:
-            continue
-        results[benchmark.config.name] = score(benchmark, probabilities, num_draws=config.num_draws, seed=config.seed)
-        if output:
-            output.replace(f"predictions-{benchmark.config.name}.csv", _predictions_csv(benchmark, probabilities))
+    judgements: list[Judgement] = []
+    for number, (folder, model) in enumerate(zip(config.models, short_names(config.models), strict=True)):
+        student = load_student(folder) if number else student
+        for benchmark in benchmarks:
+            probabilities = _predict(student, benchmark, config, accelerator)
+            if not accelerator.is_main_process:
+                continue
+            metrics = score(benchmark, probabilities, num_draws=config.num_draws, seed=config.seed)
+            judgements.append(Judgement(model=model, benchmark=benchmark, probabilities=probabilities, metrics=metrics))
+            if output:
+                of_model = output.below(_file_name(model), create=True) if len(config.models) > 1 else output
+                of_model.replace(f"predictions-{benchmark.config.name}.csv", predictions_csv(benchmark, probabilities))
+    evaluation = Evaluation(judgements=judgements, comparisons=_comparisons(judgements, config))
     if accelerator.is_main_process and config.json:
-        write_json(Path(config.json), results)
+        write_json(Path(config.json), evaluation.to_json())
     accelerator.end_training()
-    return results
+    return evaluation
 
 
 def score(benchmark: Benchmark, probabilities: np.ndarray, *, num_draws: int, seed: int) -> dict[str, float]:
     """The metrics of probabilities `(n, 3)` for a benchmark's pictures; rows of NaN are left out and counted."""
-    decoded = ~np.isnan(probabilities).any(axis=1)
-    metrics = with_intervals(
-        polarity_of(probabilities[decoded]),
-        benchmark.scores[decoded],
-        benchmark.groups[decoded],
-        num_draws=num_draws,
-        seed=seed,
+    known = ~np.isnan(probabilities).any(axis=1)
+    human = benchmark.scores[known]
+    metrics = metrics_of(
+        probabilities[known], human, is_graded=benchmark.config.is_graded, has_neutral=benchmark.config.has_neutral
     )
-    return {**metrics, "left_out": int((~decoded).sum())}
+    num_missing = int(benchmark.missing.sum())
+    return {
+        "n": int((human != 0).sum()),
+        **with_intervals(metrics, benchmark.groups[known], num_draws=num_draws, seed=seed),
+        "left_out": int((~known & ~benchmark.missing).sum()),
+        "missing": num_missing,
+        **({"partial": True} if num_missing else {}),
+    }
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file in one step; what is not a number becomes null, since strict readers know no NaN."""
-    content = json.dumps(without_nan(value), indent=2, allow_nan=False).encode() + b"\n"
-    LocalStorage(path.parent, create=True).replace(path.name, content)
+def short_names(folders: Sequence[str]) -> list[str]:
+    """The ends of paths, each as long as it takes for all to differ."""
+    parts = [Path(folder).parts or (folder,) for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = [str(Path(*of_one[-length:])) for of_one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(folders)
 
 
-def _predictions_csv(benchmark: Benchmark, probabilities: np.ndarray) -> bytes:
+def predictions_csv(benchmark: Benchmark, probabilities: np.ndarray) -> bytes:
+    """A row for each picture, in the order of the benchmark's table."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(["path", *CLASSES, "human_score"])
     for path, row, human in zip(benchmark.paths, probabilities.tolist(), benchmark.scores.tolist(), strict=True):
         writer.writerow([path, *(f"{probability:.6f}" for probability in row), human])
     return file.getvalue().encode()
+
+
+def _load(name: str, config: EvaluateConfig) -> Benchmark:
+    try:
+        return load_benchmark(name, root=config.root, allow_missing=config.allow_missing)
+    except MissingPicturesError as error:
+        if config.allow_missing:
+            raise
+        raise UserError(error.what, f"{error.remedy}; --allow-missing reports on those that are there") from error
+
+
+def _predict(
+    student: torch.nn.Module, benchmark: Benchmark, config: EvaluateConfig, accelerator: Accelerator
+) -> np.ndarray:
+    there = np.flatnonzero(~benchmark.missing)
+    probabilities = np.full((len(benchmark.paths), len(CLASSES)), np.nan)
+    probabilities[there] = predict(
+        student,
+        [benchmark.image_path(place) for place in there.tolist()],
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        accelerator=accelerator,
+        flip=config.tta == "flip",
+    )
+    if np.isnan(probabilities).all():  # asked on all processes, so that none waits for one that has ended
+        raise UserError(f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again")
+    return probabilities
+
+
+def _comparisons(judgements: Sequence[Judgement], config: EvaluateConfig) -> list[Comparison]:
+    return [
+        compare(
+            (first.probabilities, second.probabilities),
+            first.benchmark.scores,
+            first.benchmark.groups,
+            names=(first.model, second.model),
+            benchmark=first.benchmark.config.name,
+            num_draws=config.num_draws,
+            seed=config.seed,
+        )
+        for first, second in itertools.combinations(judgements, 2)
+        if first.benchmark is second.benchmark
+    ]
+
+
+def _file_name(model: str) -> str:
+    return model.strip("/").replace("/", "-")

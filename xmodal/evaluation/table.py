@@ -1,18 +1,70 @@
-"""Metrics as a table that a terminal can show."""
+"""Metrics as a table: for a terminal, as Markdown, or as CSV."""
 
+import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from xmodal.evaluation.metrics import METRICS
+from xmodal.evaluation.compare import Comparison
+
+HEADLINE = ("accuracy", "balanced_accuracy", "f1_negative", "f1_positive", "auc", "calibration_error")
+"""Of the many metrics, those that a table shows; `rank_correlation` too, where people gave scores."""
 
 
-def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """One row a benchmark (or whatever the keys name), one column a metric, each with its interval."""
-    width = max(len("benchmark"), *(len(name) for name in results))
-    lines = [f"{'benchmark':<{width}}  {'n':>6}" + "".join(f"  {name:>22}" for name in METRICS)]
-    for name, metrics in results.items():
-        cells = "".join(f"  {interval_text(*interval_of(metrics, metric)):>22}" for metric in METRICS)
-        lines.append(f"{name:<{width}}  {metrics['n']:>6}{cells}")
+class Row(NamedTuple):
+    """What one student gets on one benchmark."""
+
+    model: str
+    benchmark: str
+    metrics: Mapping[str, float]
+
+
+def results_text(rows: Sequence[Row]) -> str:
+    """For a terminal. A benchmark of which pictures are missing is marked, and the marks are explained."""
+    lines = _cells(rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    num_names = lines[0].index("n")
+    text = [
+        "  ".join(
+            f"{cell:<{width}}" if column < num_names else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([*text, *_partial_notes(rows)])
+
+
+def results_markdown(rows: Sequence[Row]) -> str:
+    """As a Markdown table."""
+    header, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in _cells(rows))
+    names = _cells(rows)[0]
+    rule = "|".join(" --- " if column < names.index("n") else " ---: " for column in range(len(names)))
+    notes = _partial_notes(rows)
+    return "\n".join([header, f"|{rule}|", *body, *(["", *notes] if notes else [])])
+
+
+def results_csv(rows: Sequence[Row]) -> str:
+    """Every metric and bound, a row for each student and benchmark; nothing where a benchmark has no such metric."""
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["model", "benchmark", *names])
+    for row in rows:
+        values = (row.metrics.get(name, math.nan) for name in names)
+        writer.writerow([row.model, row.benchmark, *(value if math.isfinite(value) else "" for value in values)])
+    return file.getvalue().rstrip("\n")
+
+
+def comparisons_text(comparisons: Sequence[Comparison]) -> str:
+    """A line for each two students on each benchmark."""
+    lines = ["", "Differences, first less second, with 95 % intervals; p is of one comparison, not of the best of many"]
+    for one in comparisons:
+        of_accuracy = _difference(
+            one.accuracy_difference, one.accuracy_difference_low, one.accuracy_difference_high, one.mcnemar_p
+        )
+        of_auc = _difference(one.auc_difference, one.auc_difference_low, one.auc_difference_high, one.auc_p)
+        lines.append(f"{one.benchmark}: {one.first} / {one.second}: accuracy {of_accuracy} (McNemar); AUC {of_auc}")
     return "\n".join(lines)
 
 
@@ -27,3 +79,27 @@ def interval_text(value: float, low: float, high: float) -> str:
     if not math.isfinite(value):
         return "—"
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(low) and math.isfinite(high) else f"{value:.3f}"
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The header and a line for each row; the models' column only where there are several."""
+    several = len({row.model for row in rows}) > 1
+    graded = any("rank_correlation" in row.metrics for row in rows)
+    metrics = [*HEADLINE, *(["rank_correlation"] if graded else [])]
+    lines = [[*(["model"] if several else []), "benchmark", "n", *metrics]]
+    for row in rows:
+        mark = "*" if row.metrics.get("partial") else ""
+        names = [*([row.model] if several else []), row.benchmark, f"{row.metrics['n']:.0f}{mark}"]
+        lines.append([*names, *(interval_text(*interval_of(row.metrics, metric)) for metric in metrics)])
+    return lines
+
+
+def _partial_notes(rows: Sequence[Row]) -> list[str]:
+    missing = {row.benchmark: row.metrics["missing"] for row in rows if row.metrics.get("partial")}
+    return [f"* partial: of {name}, {count:.0f} pictures are missing" for name, count in missing.items()]
+
+
+def _difference(value: float, low: float, high: float, p: float) -> str:
+    if not math.isfinite(value):
+        return "—"
+    return f"{value:+z.3f} [{low:+z.3f}, {high:+z.3f}], p {f'= {p:.3f}' if p >= 0.001 else '< 0.001'}"

@@ -9,15 +9,9 @@ import numpy as np
 
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
+from xmodal.evaluation.reliability import ReliabilityBin, calibration_error, reliability
 from xmodal.evaluation.table import interval_text
-from xmodal.label_quality.calibration import (
-    ReliabilityBin,
-    calibration_error,
-    fit_temperature,
-    negative_log_likelihood,
-    reliability,
-    tempered,
-)
+from xmodal.label_quality.calibration import fit_temperature, negative_log_likelihood, tempered
 from xmodal.label_quality.human_labels import posts_of_rows, read_human_labels
 from xmodal.label_quality.labels_of_dataset import first_of_each, read_labels, soft_labels_of, teacher_of
 from xmodal.label_quality.outputs import check_outputs, write_outputs

@@ -1,0 +1,106 @@
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.errors import UserError
+from xmodal import cli
+from xmodal.evaluation.paper_table import TableConfig, paper_cells, paper_table, read_scores
+from xmodal.published import PUBLISHED
+
+
+def metrics(accuracy: float, **more: Any) -> dict[str, Any]:
+    return {"n": 882, "accuracy": accuracy, "accuracy_low": accuracy - 0.02, "accuracy_high": accuracy + 0.02, **more}
+
+
+@pytest.fixture(autouse=True)
+def no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XMODAL_MODELS", str(tmp_path / "models"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """What evaluating single students, and several at once, leaves."""
+    documents = {
+        "ViT_B32": {"5agree": metrics(0.87), "4agree": metrics(0.79, missing=2, partial=True)},
+        "mine": {"mvsa": metrics(0.7)},
+        "all": {
+            "models": {"paper_3_8/student": {"5agree": metrics(0.88)}, "B-T4SA_1.0": {"5agree": metrics(0.81)}},
+            "comparisons": [],
+        },
+    }
+    for name, document in documents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    return [str(tmp_path / f"{name}.json") for name in documents]
+
+
+def test_the_papers_rows_stand_in_their_order_with_what_was_evaluated_here(files):
+    cells = paper_cells(read_scores(files))
+    rows = [(of_model[0].row, of_model[0].model) for of_model in cells]
+    expected = {f"3.{number}": None for number in range(1, 9)}
+    assert [row for row, _ in rows[:8]] == list(expected)
+    assert rows[4] == ("3.5", "ViT_B32")
+    # Ours, made by the recipe of that row.
+    assert rows[7] == ("3.8", "paper_3_8/student")
+    assert rows[8:] == [(None, "B-T4SA_1.0"), (None, "mine")]
+    assert [cell.benchmark for cell in cells[0]] == ["5agree", "4agree", "3agree", "mvsa"]
+    for of_model in cells[:7]:
+        published = PUBLISHED[of_model[0].model].accuracy
+        assert {cell.benchmark: cell.published for cell in of_model[:3]} == published
+
+
+def test_the_difference_and_whether_the_published_number_is_outside_of_the_interval(files):
+    five, four, three, other = paper_cells(read_scores(files))[4]
+    assert five.difference == pytest.approx(87 - 86.5)
+    assert not five.is_outside
+    assert four.difference == pytest.approx(79 - 82.6)
+    assert (four.is_outside, four.is_partial) == (True, True)
+    assert (three.ours, three.published, other.published) == (None, 78.9, None)
+
+
+def test_the_text_says_what_is_missing(files, tmp_path):
+    (tmp_path / "models" / "ViT_B16").mkdir(parents=True)
+    text = paper_table(TableConfig(scores=files, root=str(tmp_path)))
+    lines = text.splitlines()
+    assert "86.5 / 87.0 +0.5 [85.0, 89.0]" in lines[5]
+    assert "82.6 / 79.0 -3.6 [77.0, 81.0]!*" in lines[5]
+    assert "78.9 / —" in lines[5]
+    assert "70.0 [68.0, 72.0]" in lines[10]
+    assert f"4agree: {tmp_path}/dataset/benchmark/Twitter Testing Dataset I/4agree.csv is not here" in text
+    assert "ViT_L32: its weights are not here: xmodal models pull ViT_L32" in lines
+    assert "ViT_B16: not evaluated: xmodal evaluate -m ViT_B16 -b 5agree 4agree 3agree --json FILE" in lines
+    assert "! the published accuracy lies outside of the interval" in lines
+
+
+def test_the_table_has_other_forms(files, capsys):
+    assert cli.main(["table", *files, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 10 * 4
+    (row,) = [row for row in rows if (row["model"], row["benchmark"]) == ("ViT_B32", "5agree")]
+    assert (row["published"], row["ours"], row["difference"]) == ("86.5", "87.0", "0.5")
+    assert cli.main(["table", *files, "--format=json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["cells"]) == 40
+    assert document["missing"]
+    assert cli.main(["table", "--format=markdown"]) == 0
+    header, rule, first, *_ = capsys.readouterr().out.splitlines()
+    assert header == "| row | model | 5agree | 4agree | 3agree |"
+    assert rule == "| --- | --- | --- | --- | --- |"
+    assert first == "| 3.1 | B-T4SA_1.0_upd | 82.2 / — | 78.0 / — | 75.5 / — |"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"5agree": 3}', '{"5agree": {"auc": 1}}'])
+def test_a_file_of_something_else_is_named(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=r"x\.json"):
+        read_scores([str(tmp_path / "x.json")])
+
+
+def test_a_missing_file_and_two_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json: No such file"):
+        read_scores([str(tmp_path / "none.json")])
+    with pytest.raises(UserError, match="must have different file names"):
+        TableConfig(scores=["a/x.json", "b/x.json"])
