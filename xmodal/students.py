@@ -253,24 +253,6 @@ def _model_card(model: torch.nn.Module, provenance: Mapping[str, Any]) -> str:
     )
 
 
-_LOAD_BY_TIMM
-    return model_card(
-        architecture=cast(dict[str, Any], model.pretrained_cfg)["architecture"],
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        head=head,
-        size=input_spec(model).size,
-        loading=loading,
-        provenance=provenance,
-    )
-
-
-def _origin(provenance: Mapping[str, Any]) -> str:
-    if "converted_from" in provenance:
-        return f"It was converted from Keras weights: {provenance['converted_from']['file']}"
-    fingerprint, steps = (provenance.get(name, "unknown") for name in ("view_fingerprint", "steps"))
-    return f"View it learned from: `{fingerprint}`\n- Steps: {steps}"
-
-
 _LOAD_BY_TIMM = """import timm
 model = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()"""
 _LOAD_BY_XMODAL = """from xmodal.students import load_student

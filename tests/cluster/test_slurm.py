@@ -154,10 +154,9 @@ def test_recipes_of_an_array_are_trained_and_stopped_each_by_itself_and_their_st
     rates = [steps(tmp_path / f"run-{task}")[200]["lr"] for task in (1, 2)]
     assert rates[1] == pytest.approx(2 * rates[0])
 
-    benchmarks = "[configs/benchmarks/emoji.yaml]"
     scores = slurm.submit(
         *("--array=1-2", "--nodes=2", f"--output={tmp_path}/scores-%a.log", "--export=ALL,MASTER_ADDR=127.0.0.1"),
-        *("slurm/evaluate.sbatch", f"--student={tmp_path}/run-%a/student", f"--benchmarks={benchmarks}"),
+        *("slurm/evaluate.sbatch", "-m", f"{tmp_path}/run-%a/student", "-b", "emoji"),
         *(f"--json={tmp_path}/scores-%a.json", "--num_draws=10"),
         folder=ROOT,
     )
@@ -167,15 +166,13 @@ def test_recipes_of_an_array_are_trained_and_stopped_each_by_itself_and_their_st
         assert fields["JobState"] == "COMPLETED", log
         assert log.count("balanced_accuracy") == 1
         alone = evaluate(
-            EvaluateConfig(
-                student=f"{tmp_path}/run-{task}/student", benchmarks=["configs/benchmarks/emoji.yaml"], num_draws=10
-            )
-        )
+            EvaluateConfig(models=[f"{tmp_path}/run-{task}/student"], benchmarks=["emoji"], num_draws=10)
+        ).to_json()
         assert json.loads((tmp_path / f"scores-{task}.json").read_text())["emoji"] == pytest.approx(alone["emoji"])
 
 
 def test_a_mistake_in_evaluating_fails_the_job_with_its_exit_code(slurm, tmp_path):
-    arguments = (f"--student={tmp_path}/none", "--benchmarks=[configs/benchmarks/emoji.yaml]")
+    arguments = ("-m", f"{tmp_path}/none", "-b", "emoji")
     job = slurm.submit(f"--output={tmp_path}/job.log", "slurm/evaluate.sbatch", *arguments, folder=ROOT)
     fields = slurm.wait(job)
     assert (fields["JobState"], fields["ExitCode"]) == ("FAILED", "2:0"), (tmp_path / "job.log").read_text()

@@ -1,0 +1,109 @@
+"""Verbs about students and benchmarks."""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+from shards.errors import UserError
+from xmodal.cli.arguments import listed, parsed_arguments, read_config
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Students → scores on human-labelled benchmarks, with intervals, and predictions with their paths.
+
+    `xmodal evaluate -m STUDENT ... -b BENCHMARK ...` takes several of both, and compares each two students.
+    """
+    from shards.json_object import without_nan
+    from shards.storage import LocalStorage
+    from xmodal.evaluation.evaluate import EvaluateConfig
+    from xmodal.evaluation.evaluate import evaluate as run
+
+    config = read_config(EvaluateConfig, listed(arguments, {"-m": "models", "-b": "benchmarks"}), evaluate)
+    evaluation = run(config)
+    if not evaluation.judgements:  # of a process that is not the first
+        return
+    from xmodal.evaluation.table import comparisons_text, results_csv, results_markdown, results_text
+
+    if config.format == "json":
+        print(json.dumps(without_nan(evaluation.to_json()), indent=2))
+    else:
+        table = {"text": results_text, "markdown": results_markdown, "csv": results_csv}[config.format]
+        print(table(evaluation.rows()))
+        if evaluation.comparisons and config.format != "csv":
+            print(comparisons_text(evaluation.comparisons))
+    if config.html:
+        from xmodal.report.evaluation_page import evaluation_page
+
+        file = Path(config.html)
+        LocalStorage(file.parent).replace(file.name, evaluation_page(evaluation).encode(errors="replace"))
+
+
+def table(arguments: list[str]) -> None:
+    """The paper's table beside what was evaluated here (`xmodal table SCORES.json ...`)."""
+    from xmodal.evaluation.paper_table import TableConfig, paper_table
+
+    files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    given = [f"--scores={json.dumps(files)}"] if files else []
+    print(paper_table(read_config(TableConfig, [*given, *arguments[len(files) :]], table)))
+
+
+def benchmarks(arguments: list[str]) -> int:
+    """Human-labelled benchmarks: which are known, and whether a copy is whole (`xmodal benchmarks list|verify`)."""
+    from xmodal.evaluation.json_file import write_json
+    from xmodal.evaluation.verify import list_benchmarks, verify_benchmark
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(_BENCHMARKS_USAGE)
+        return 0
+    action, *rest = arguments
+    if action not in ("list", "verify"):
+        raise UserError(f"command line: {action}: no such action", "choose one of list, verify")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--root", default="")
+    parser.add_argument("--json")
+    parsed = parsed_arguments(parser, rest, "benchmarks")
+    if action == "list":
+        for config, is_here in list_benchmarks(parsed.root):
+            count = config.expected.pictures
+            pictures = "" if count is None else f"{count if config.expected.certain else f'about {count}'} pictures"
+            kind = "scores" if config.is_graded else "classes"
+            here = "here" if is_here else "not here"
+            print(f"{config.name:<18}  {pictures:<20}  {kind:<8} {here:<9} {', '.join(config.protocols)}")
+        return 0
+    if not parsed.names:
+        raise UserError("command line: no benchmark", "xmodal benchmarks verify 5agree, or a YAML file")
+    verifications = []
+    for name in parsed.names:
+        verification = verify_benchmark(name, root=parsed.root)
+        verifications.append(verification)
+        by_class = ", ".join(f"{count} {class_name}" for class_name, count in verification.by_class.items() if count)
+        print(f"{verification.benchmark}: {verification.pictures} pictures; {by_class}", flush=True)
+        for finding in verification.findings:
+            print(f"  {finding.kind:<8} {finding.what}")
+            for group in finding.pictures[:_PICTURES_TOLD]:
+                print(f"           {' = '.join(group)}")
+            if len(finding.pictures) > _PICTURES_TOLD:
+                print(f"           and {len(finding.pictures) - _PICTURES_TOLD} more; --json FILE lists all")
+        if verification.is_sound:
+            print("  ok       nothing is missing or broken")
+    if parsed.json:
+        write_json(Path(parsed.json), [verification.to_json() for verification in verifications])
+    return 0 if all(verification.is_sound for verification in verifications) else 1
+
+
+_PICTURES_TOLD = 5
+
+
+_BENCHMARKS_USAGE = """\
+usage: xmodal benchmarks list [--root FOLDER]
+       xmodal benchmarks verify NAME ... [--root FOLDER] [--json FILE]
+
+  list    the benchmarks that are known by name: their size, kind and protocols, and whether they are here
+  verify  look at every picture: what is missing, what does not decode, whether the counts are the expected ones, which
+          pictures are duplicates, and which of those are in two folds; exit code 1 for a copy that is not whole
+
+NAME is one of the list, or a YAML file; a new benchmark is one such file in configs/benchmarks.
+--root FOLDER: where the paths of the definitions start; by default the working folder.
+--json FILE: all that was found, with every path."""
