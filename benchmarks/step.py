@@ -4,7 +4,8 @@
     python benchmarks/step.py --timm ~/pytorch-image-models --json step.json
     python benchmarks/step.py --contenders xmodal --models ViT_L16 --ranks 2 --batch-size 1 --rounds 1
 
-The last one takes some minutes and tells the memory of a rank at each ZeRO stage, of which it needs 8 GB.
+The last one takes some minutes and tells the memory of a rank at each ZeRO stage, of which it needs 8 GB, beside what
+the formula predicts.
 
 - `xmodal ZeRO-n`: `launch/train.py` as a user starts it, on a view of JPEGs (600 by 450 pixels, random crops of 224,
   half of them mirrored), with its stream, its log, its checks. Figures are those of its metrics.jsonl.
@@ -40,7 +41,8 @@ from safetensors import safe_open
 from step_loops import MAX_GRAD_NORM, RATE, WEIGHT_DECAY, Plan
 
 from shards.view import open_view
-from xmodal.students import PRESETS
+from xmodal.students import PRESETS, StudentConfig, create_student, input_spec
+from xmodal.training.costs import activation_bytes, num_parameters, rank_memory
 from xmodal.training.metrics_file import read_metrics
 from xmodal.training.ranks import free_port
 
@@ -52,6 +54,8 @@ RECOMPUTED = ("ViT_L16", "ViT_L32")
 """Models with gradient checkpointing."""
 MIN_CROP_AREA, MAX_CROP_ASPECT = 0.08, 4 / 3
 IMAGES_PER_SECOND, WAIT, MEMORY, PARAMETERS = "images_per_second", "data_wait_percent", "memory_gib", "parameters"
+PREDICTED = "memory_gib_predicted"
+"""By the formula of `xmodal train --dry-run`: without the libraries, which are about 1 GiB of a process on a CPU."""
 Figures = dict[str, float]
 
 
@@ -80,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     """What is asked for; `--quick` changes what is not given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--quick", action="store_true", help="ViT-B/16 alone, 1 rank, ZeRO 2, 16 images a step, 3 rounds: ten minutes"
+        "--quick", action="store_true", help="ViT-B/16 alone, 1 rank, no ZeRO, 16 images a step, 3 rounds: ten minutes"
     )
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--folder", help="where to write pictures and students, some gigabytes; by default /tmp")
@@ -99,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
         "models": ["ViT_B16", "ViT_L16"], "ranks": [1, 2], "stages": [0, 1, 2, 3], "batch_size": 64,
         "warm_up_steps": 2, "steps": 3, "rounds": 5, "contenders": CONTENDERS if arguments.timm else CONTENDERS[:-1],
     }  # fmt: skip
-    quick = {"models": ["ViT_B16"], "ranks": [1], "stages": [2], "batch_size": 16, "warm_up_steps": 1, "rounds": 3}
+    quick = {"models": ["ViT_B16"], "ranks": [1], "stages": [0], "batch_size": 16, "warm_up_steps": 1, "rounds": 3}
     for name, value in (full | quick if arguments.quick else full).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -187,8 +191,25 @@ class Case:
             IMAGES_PER_SECOND: plan.counted_steps * self.global_batch_size / sum(seconds),
             WAIT: 100 * waited / sum(seconds),
             MEMORY: lines[-1][MEMORY],
+            PREDICTED: self._predicted_memory(stage or 0) / 2**30,
             PARAMETERS: parameters,
         }
+
+    def _predicted_memory(self, stage: int) -> float:
+        plan = self.plan
+        student = create_student(
+            StudentConfig(model=plan.model, pretrained=False, gradient_checkpointing=plan.gradient_checkpointing)
+        )
+        activations = activation_bytes(student, input_spec(student).size, plan.batch_size, torch.bfloat16)
+        zero = json.loads(Path(deepspeed_config(stage)).read_text())["zero_optimization"]
+        return rank_memory(
+            num_parameters(student),
+            stage=stage,
+            world_size=self.num_ranks,
+            has_average=False,
+            activations=activations or 0,
+            bucket_elements=int(zero.get("reduce_bucket_size", 0)),
+        ).total
 
     def _run_loop(self, contender: str, stage: int | None, folder: Path) -> Figures:
         plan = self.plan if stage is None else dataclasses.replace(self.plan, deepspeed=deepspeed_config(stage))
