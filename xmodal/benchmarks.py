@@ -189,6 +189,10 @@ def definition_of(name_or_file: str) -> str:
     known = known_benchmarks()
     if name_or_file in known:
         return known[name_or_file]
+    if "," in name_or_file:
+        raise UserError(
+            f"{name_or_file}: no such benchmark", f"give several apart: -b {' '.join(name_or_file.split(','))}"
+        )
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(name_or_file.lower(), by_lower, n=1, cutoff=0.5)
     raise UserError(
