@@ -237,7 +237,7 @@ def read_judgements(config: BenchmarkConfig, table: str, source: str) -> tuple[l
         where = f", or get it: {config.source}" if config.source else ""
         raise UserError(
             f"{source}: labels: {table}: {error.strerror}",
-            f"check the path; it starts at the working folder{where}",
+            f"check the path, which starts at the working folder or at --root{where}",
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: not a CSV file in UTF-8: {error}", "save it as one") from error

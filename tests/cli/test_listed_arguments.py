@@ -6,7 +6,7 @@ import pytest
 
 from shards.errors import UserError
 from xmodal import cli
-from xmodal.cli.arguments import listed
+from xmodal.cli.arguments import listed, named
 from xmodal.config import load_config
 from xmodal.evaluation.evaluate import EvaluateConfig
 
@@ -34,6 +34,12 @@ def test_flags_may_come_often_and_between_others(command_line):
     config = config_of(command_line)
     assert (config.models, config.benchmarks) == (["a", "b"], ["x", "y"])
     assert not config.allow_missing
+
+
+@pytest.mark.parametrize("command_line", ["a b --x 1 --y=2", "--x 1 a --y=2 b", "--x 1 --y=2 a b"])
+def test_what_stands_for_itself_may_stand_anywhere(command_line):
+    assert named(command_line.split(), "first", "second") == ["--first=a", "--second=b", "--x", "1", "--y=2"]
+    assert named(["--x", "1", "a", "b"], "first") == ["--first=a", "b", "--x", "1"]
 
 
 def test_a_switch_ends_a_list_and_needs_no_value():

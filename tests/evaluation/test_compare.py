@@ -97,3 +97,6 @@ def test_a_comparison_is_told_in_one_line():
     (line,) = [line for line in text.splitlines() if line.startswith("made: ")]
     assert "a / b: accuracy +0.300 [" in line
     assert "p < 0.001 (McNemar)" in line
+    found = compared(predictions(first, HUMAN), predictions(second, HUMAN), HUMAN, num_draws=5)
+    *_, before, first_item, second_item = comparisons_text([found, found], bullet="- ").splitlines()
+    assert (before, first_item[:8], second_item[:8]) == ("", "- made: ", "- made: ")

@@ -275,7 +275,7 @@ def test_a_folder_that_is_no_student_is_named(picture_benchmark, tmp_path):
     [
         (["--benchmarks", "[]"], "benchmarks: [] must name at least one"),
         (["--benchmarks", "[b.yaml, b.yaml]"], "must not name one benchmark twice"),
-        (["--models", "[a, a]"], "must not name one student's folder twice"),
+        (["--models", "[a, ./a/]"], "must not name one student's folder twice"),
         (["--tta", "rotate"], "tta: "),
         (["--format", "latex"], "format: "),
         (["--batch_size", "-1"], "batch_size: -1 must be at least 0"),

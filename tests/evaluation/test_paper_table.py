@@ -76,7 +76,7 @@ def test_the_text_says_what_is_missing(files, tmp_path):
 
 
 def test_the_table_has_other_forms(files, capsys):
-    assert cli.main(["table", *files, "--format", "csv"]) == 0
+    assert cli.main(["table", "--format", "csv", *files]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 10 * 4
     (row,) = [row for row in rows if (row["model"], row["benchmark"]) == ("ViT_B32", "5agree")]

@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,9 +14,22 @@ T = TypeVar("T")
 
 
 def named(arguments: list[str], *names: str) -> list[str]:
-    """The arguments, those that stand first and are no settings as the settings of these names."""
-    given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))[: len(names)]
-    return [f"--{name}={value}" for name, value in zip(names, given, strict=False)] + arguments[len(given) :]
+    """The arguments, those that are no settings as the settings of these names, in their order."""
+    bare, settings = apart(arguments)
+    given = [f"--{name}={value}" for name, value in zip(names, bare, strict=False)]
+    return [*given, *bare[len(names) :], *settings]
+
+
+def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands for itself, and the settings, each of which has a value: behind `=`, or as the next argument."""
+    bare: list[str] = []
+    settings: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        is_flag = argument.startswith("-")
+        (settings if is_flag or takes_value else bare).append(argument)
+        takes_value = is_flag and "=" not in argument
+    return bare, settings
 
 
 _SWITCHES = {"--allow-missing": "--allow_missing=true"}

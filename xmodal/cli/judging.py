@@ -1,11 +1,10 @@
 """Verbs about students and benchmarks."""
 
 import argparse
-import itertools
 import json
 
 from shards.errors import UserError
-from xmodal.cli.arguments import listed, parsed_arguments, read_config
+from xmodal.cli.arguments import apart, listed, parsed_arguments, read_config
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -29,7 +28,7 @@ def evaluate(arguments: list[str]) -> None:
         table = {"text": results_text, "markdown": results_markdown, "csv": results_csv}[config.format]
         print(table(evaluation.rows()))
         if evaluation.comparisons and config.format != "csv":
-            print(comparisons_text(evaluation.comparisons))
+            print(comparisons_text(evaluation.comparisons, bullet="- " if config.format == "markdown" else ""))
     if config.html:
         from xmodal.evaluation.output_files import write_html
         from xmodal.report.evaluation_page import evaluation_page
@@ -41,9 +40,9 @@ def table(arguments: list[str]) -> None:
     """The paper's table beside what was evaluated here (`xmodal table SCORES.json ...`)."""
     from xmodal.evaluation.paper_table import TableConfig, paper_table
 
-    files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    files, settings = apart(arguments)
     given = [f"--scores={json.dumps(files)}"] if files else []
-    print(paper_table(read_config(TableConfig, [*given, *arguments[len(files) :]], table)))
+    print(paper_table(read_config(TableConfig, [*given, *settings], table)))
 
 
 def benchmarks(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,13 +31,13 @@ class EvaluateConfig:
     """Which students are judged by which benchmarks."""
 
     models: list[str]
-    """Folders of exported students, or names of the paper's models (see `xmodal models list`)."""
+    """`-m A B`: folders of exported students, or names of the paper's models (see `xmodal models list`)."""
     benchmarks: list[str]
-    """Names (see `xmodal benchmarks list`) or YAML files, such as configs/benchmarks/emoji.yaml."""
+    """`-b A B`: names (see `xmodal benchmarks list`) or YAML files, such as configs/benchmarks/emoji.yaml."""
     root: str = ""
     """Folder that the benchmarks' paths start at, by default the working folder."""
     allow_missing: bool = False
-    """Report on the pictures that are there, and mark the result as partial."""
+    """Report on the pictures that are there, and mark the result as partial; `--allow-missing` alone is `true`."""
     tta: Literal["none", "flip"] = "none"
     """`flip`: the mean of the probabilities of each picture and its mirror image (test-time augmentation)."""
     output: str | None = None
@@ -62,7 +63,7 @@ class EvaluateConfig:
             names = getattr(self, key)
             if not names:
                 raise ConfigError(key, names, f"must name at least one {what}")
-            if len(set(names)) < len(names):
+            if len({os.path.normpath(name) for name in names}) < len(names):
                 raise ConfigError(key, names, f"must not name one {what} twice")
         require_range(self, "num_draws", least=1)
         require_range(self, "batch_size", "num_workers", "seed", least=0)

@@ -56,15 +56,18 @@ def results_csv(rows: Sequence[Row]) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def comparisons_text(comparisons: Sequence[Comparison]) -> str:
-    """A line for each two students on each benchmark."""
+def comparisons_text(comparisons: Sequence[Comparison], *, bullet: str = "") -> str:
+    """A line for each two students on each benchmark; in Markdown, each needs a bullet, else all are one paragraph."""
     lines = ["", "Differences, first less second, with 95 % intervals; p is of one comparison, not of the best of many"]
+    lines += [""] if bullet else []
     for one in comparisons:
         of_accuracy = _difference(
             one.accuracy_difference, one.accuracy_difference_low, one.accuracy_difference_high, one.mcnemar_p
         )
         of_auc = _difference(one.auc_difference, one.auc_difference_low, one.auc_difference_high, one.auc_p)
-        lines.append(f"{one.benchmark}: {one.first} / {one.second}: accuracy {of_accuracy} (McNemar); AUC {of_auc}")
+        lines.append(
+            f"{bullet}{one.benchmark}: {one.first} / {one.second}: accuracy {of_accuracy} (McNemar); AUC {of_auc}"
+        )
     return "\n".join(lines)
 
 
