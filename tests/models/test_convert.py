@@ -266,6 +266,7 @@ CHANGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no-patches": (put(POSITIONS, np.zeros((1, 1, 128))), "no squares: 0 patches"),
     "heads": (settings(num_heads=3), "cannot be cut into 3 heads"),
     "no-heads": (settings(num_heads="2"), "no number of heads"),
+    "heads-true": (settings(num_heads=True), "no number of heads"),
     "no-json": (lambda file: file.attrs.modify("model_config", "{"), "damaged"),
     "json-list": (lambda file: file.attrs.modify("model_config", "[]"), "its model_config is none"),
     "json-number": (lambda file: file.attrs.create("model_config", 7), "is no text"),

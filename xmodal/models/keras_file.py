@@ -153,7 +153,7 @@ def _architecture(config: Any) -> _Architecture:
     settings_of_blocks = [settings for kind, settings in layers if kind == "TransformerBlock"]
     (num_heads,) = _the_only({settings.get("num_heads") for settings in settings_of_blocks}, "num_heads")
     (epsilon,) = _the_only({layers[len(body) - 2][1].get("epsilon")}, "epsilon")
-    if not isinstance(num_heads, int) or num_heads < 1:
+    if type(num_heads) is not int or num_heads < 1:  # not True, which is an int too
         raise _UnfitError(f"num_heads: {num_heads!r} is no number of heads")
     if epsilon != 1e-6:
         raise _UnfitError(f"its last LayerNormalization has epsilon {epsilon}, where vit-keras's have 1e-06")
