@@ -52,6 +52,11 @@ def test_the_papers_rows_stand_in_their_order_with_what_was_evaluated_here(files
         assert {cell.benchmark: cell.published for cell in of_model[:3]} == published
 
 
+def test_a_student_of_our_recipe_for_a_model_without_a_row_stands_for_it_too():
+    (cells,) = (of_one for of_one in paper_cells({"paper_b_t4sa_1_0": {"5agree": metrics(0.8)}}) if of_one[0].ours)
+    assert (cells[0].row, cells[0].published, cells[0].difference) == (None, 81.2, pytest.approx(-1.2))
+
+
 def test_the_difference_and_whether_the_published_number_is_outside_of_the_interval(files):
     five, four, three, other = paper_cells(read_all_scores(files))[4]
     assert five.difference == pytest.approx(87 - 86.5)

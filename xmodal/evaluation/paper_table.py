@@ -138,7 +138,7 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
 
 def _published_as(name: str) -> str | None:
     """The published model that a student is, by its own name or by that of our recipe (`paper_3_5`) in its path."""
-    by_recipe = {f"paper_{model.row.replace('.', '_')}": model.name for model in PUBLISHED.values() if model.row}
+    by_recipe = {model.recipe: model.name for model in PUBLISHED.values() if model.recipe}
     known = {**by_recipe, **{model: model for model in PUBLISHED}}
     return next((known[part] for part in name.split("/") if part in known), None)
 
