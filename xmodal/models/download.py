@@ -4,6 +4,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -88,7 +89,7 @@ def download(url: str, path: Path) -> None:
     One process at a time may download to a path. Raises UserError where the file cannot be had.
     """
     if not _is_of_the_web(url):
-        raise UserError(f"{url}: is no URL of the web", "give one that begins with https://")
+        raise UserError(f"{url}: is no URL of the web", "give one as https://host/m.h5, a space in it as %20")
     partial = _Partial(path=path.with_name(f"{path.name}.part"), url=url)
     partial.load()
     fruitless = 0
@@ -111,13 +112,13 @@ def download(url: str, path: Path) -> None:
 
 
 def _is_of_the_web(url: str) -> bool:
-    """Whether http.client can ask for it at all: it does not encode what is no ASCII."""
+    """Whether http.client can ask for it at all: it encodes neither spaces nor what is no ASCII."""
     try:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port  # raises where it is no number
     except ValueError:
         return False
-    return parts.scheme in ("https", "http") and bool(parts.hostname) and url.isascii() and " " not in url
+    return parts.scheme in ("https", "http") and bool(parts.hostname) and bool(re.fullmatch(r"[!-~]+", url))
 
 
 def _try(partial: _Partial) -> str | None:
