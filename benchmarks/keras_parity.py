@@ -55,9 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="B/32 alone")
     parser.add_argument("--json", help="write the report to this file")
-    parser.add_argument(
-        "--pictures", default=str(HERE.parent / "data" / "emoji" / "fluent3d"), help="folder of pictures"
-    )
+    parser.add_argument("--pictures", default=str(PICTURES), help="folder of pictures")
     parser.add_argument("--num-pictures", type=int, default=8)
     parser.add_argument("--environments", default=str(FOLDER), help="folder of the Keras environments")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES)
@@ -78,7 +76,8 @@ def main() -> int:
                         command = [HERE / "keras_parity_writer.py", written, pictures, name, ARCHITECTURES[name], head]
                         subprocess.run([str(python), *map(str, command)], check=True)
                         results[f"{name}, {head} head, {keras}"] = differences(Path(written), pictures, keras, head)
-    worst = max(value for figures in results.values() for values in figures.values() for value in values)
+    # Not by max(), which passes over what is not a number.
+    worst = float(np.max([value for figures in results.values() for values in figures.values() for value in values]))
     work = f"{arguments.num_pictures} pictures; the largest difference of a probability"
     document = report_file.report("keras_parity", work, ["torch", "timm", "h5py"], results, {"largest": worst})
     document["versions"] |= versions

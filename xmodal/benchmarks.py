@@ -189,6 +189,10 @@ def definition_of(name_or_file: str) -> str:
     known = known_benchmarks()
     if name_or_file in known:
         return known[name_or_file]
+    if "," in name_or_file:
+        raise UserError(
+            f"{name_or_file}: no such benchmark", f"give several apart: -b {' '.join(name_or_file.split(','))}"
+        )
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(name_or_file.lower(), by_lower, n=1, cutoff=0.5)
     raise UserError(
@@ -233,7 +237,7 @@ def read_judgements(config: BenchmarkConfig, table: str, source: str) -> tuple[l
         where = f", or get it: {config.source}" if config.source else ""
         raise UserError(
             f"{source}: labels: {table}: {error.strerror}",
-            f"check the path; it starts at the working folder{where}",
+            f"check the path, which starts at the working folder or at --root{where}",
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: not a CSV file in UTF-8: {error}", "save it as one") from error

@@ -107,6 +107,8 @@ def published_model(name: str) -> PublishedModel:
 
 def suggestion(name: str) -> str:
     """What to do about a name that is none of the twelve: the nearest one, or how to see them all."""
+    if "," in name:
+        return f"give several apart: -m {' '.join(name.split(','))}"
     lowered = {known.lower(): known for known in PUBLISHED}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f"did you mean {lowered[close[0]]}?" if close else "see `xmodal models list` for the names"

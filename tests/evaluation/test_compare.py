@@ -79,6 +79,17 @@ def test_pictures_that_one_of_them_cannot_decode_and_those_judged_0_are_left_out
     assert (found.n, found.accuracy_difference) == (3, 0)
 
 
+def test_what_the_draws_cannot_tell_is_not_told():
+    """One group, such as a single picture in many versions: neither an interval nor a p of the bootstrap."""
+    human = np.array([1.0, -1.0, 1.0])
+    right, wrong = predictions(np.ones(3, dtype=bool), human), predictions(np.array([True, True, False]), human)
+    found = compare((right, wrong), human, np.zeros(3), names=("a", "b"), benchmark="made", num_draws=20, seed=0)
+    assert math.isnan(found.auc_p)
+    text = comparisons_text([found])
+    assert "accuracy +0.333, p = 1.000 (McNemar); AUC +0.250" in text
+    assert "nan" not in text
+
+
 def test_a_comparison_is_told_in_one_line():
     first, second = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
     second[10:40] = False
@@ -86,3 +97,6 @@ def test_a_comparison_is_told_in_one_line():
     (line,) = [line for line in text.splitlines() if line.startswith("made: ")]
     assert "a / b: accuracy +0.300 [" in line
     assert "p < 0.001 (McNemar)" in line
+    found = compared(predictions(first, HUMAN), predictions(second, HUMAN), HUMAN, num_draws=5)
+    *_, before, first_item, second_item = comparisons_text([found, found], bullet="- ").splitlines()
+    assert (before, first_item[:8], second_item[:8]) == ("", "- made: ", "- made: ")

@@ -13,7 +13,7 @@ from shards.errors import UserError
 from xmodal import cli
 from xmodal.benchmarks import load_benchmark
 from xmodal.config import load_config
-from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score, short_names
+from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, predictions_csv, score, short_names
 from xmodal.evaluation.metrics import METRICS, POLES
 from xmodal.students import StudentConfig, create_student, export_student
 
@@ -50,14 +50,27 @@ def test_the_json_has_n_and_every_metric_with_its_interval(evaluated):
     metrics = document["pictures"]
     names = [*METRICS, "calibration_error", *(f"confusion_{row}_{column}" for row in POLES for column in POLES)]
     expected = {f"{name}{suffix}" for name in names for suffix in ("", "_low", "_high")}
-    assert set(metrics) == {"n", "left_out", "missing", *expected}
+    assert set(metrics) == {"n", "left_out", "missing", "partial", *expected}
     # Not the calibration error: it is never below 0, so that draws, which are noisier, have a larger one.
     assert all(metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"] for name in METRICS)
 
 
-def test_undecodable_pictures_are_left_out_and_counted(evaluated):
+def test_undecodable_pictures_are_left_out_and_counted_and_make_the_result_partial(evaluated):
     metrics = json.loads((evaluated / "metrics.json").read_text())["pictures"]
-    assert (metrics["n"], metrics["left_out"]) == (24, 2)
+    assert (metrics["n"], metrics["left_out"], metrics["partial"]) == (24, 2, True)
+
+
+def test_what_the_student_tells_apart_by_little_is_not_tied_in_the_file(picture_benchmark):
+    """A student that is sure: all its probabilities are near 0 and 1, and their order is still that of the file."""
+    benchmark = load_benchmark(str(picture_benchmark))
+    generator = np.random.default_rng(0)
+    logits = np.stack([-9 - generator.random(26), np.full(26, -20), 9 + generator.random(26)], axis=1)
+    sure = torch.tensor(logits, dtype=torch.float32).softmax(dim=1).double().numpy()
+    lines = predictions_csv(benchmark, sure).decode().splitlines()[1:]
+    saved = np.array([line.split(",")[1:4] for line in lines], dtype=float)
+    assert np.array_equal(saved.astype(np.float32), sure.astype(np.float32))
+    before, after = (score(benchmark, one, num_draws=5, seed=0)["auc"] for one in (sure, saved))
+    assert after == before
 
 
 def test_the_predictions_are_in_the_order_of_the_table(evaluated, picture_benchmark):
@@ -109,7 +122,7 @@ def test_several_processes_give_the_same_files_as_one(
     assert [row["path"] for row in rows] == [row["path"] for row in rows_alone]
     for name in ("negative", "neutral", "positive", "human_score"):
         numbers = [float(row[name]) for row in rows_alone]
-        # The last of the six digits may be rounded otherwise.
+        # Sums over batches of other sizes are rounded otherwise.
         assert [float(row[name]) for row in rows] == pytest.approx(numbers, abs=2e-6, nan_ok=True)
 
 
@@ -149,9 +162,10 @@ def test_several_students_on_several_benchmarks(
     printed = capsys.readouterr().out
     names = [f"{folder.parent.name}/tiny" for folder in (tiny_student, other_student)]
     rows = [line.split()[:3] for line in printed.splitlines()[1:5]]
-    expected = [[name, benchmark, n] for name in names for benchmark, n in (("pictures", "24"), ("classed", "8*"))]
+    expected = [[name, benchmark, n] for name in names for benchmark, n in (("pictures", "24*"), ("classed", "8*"))]
     assert rows == expected
     assert "* partial: of classed, 4 pictures are missing" in printed
+    assert "* partial: of pictures, 2 cannot be decoded" in printed
     assert printed.count(f"{names[0]} / {names[1]}: accuracy ") == 2
 
     document = json.loads((tmp_path / "all.json").read_text())
@@ -199,7 +213,11 @@ def test_the_table_can_have_other_forms(tiny_student, picture_benchmark, table_f
 
 
 def test_students_are_told_apart_by_as_little_of_their_paths_as_it_takes():
-    assert short_names(["runs/a/student"]) == ["student"]
+    assert short_names(["runs/a"]) == ["a"]
+    # Every training calls its student's folder so.
+    assert short_names(["runs/a/student"]) == ["a/student"]
+    assert short_names(["runs/a/student", "ViT_L16"]) == ["a/student", "ViT_L16"]
+    assert short_names(["student"]) == ["student"]
     assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
     assert short_names(["runs/a/student", "runs/b/student", "c"]) == ["a/student", "b/student", "c"]
     assert short_names(["/a/x", "a/x"]) == ["/a/x", "a/x"]
@@ -257,7 +275,7 @@ def test_a_folder_that_is_no_student_is_named(picture_benchmark, tmp_path):
     [
         (["--benchmarks", "[]"], "benchmarks: [] must name at least one"),
         (["--benchmarks", "[b.yaml, b.yaml]"], "must not name one benchmark twice"),
-        (["--models", "[a, a]"], "must not name one student's folder twice"),
+        (["--models", "[a, ./a/]"], "must not name one student's folder twice"),
         (["--tta", "rotate"], "tta: "),
         (["--format", "latex"], "format: "),
         (["--batch_size", "-1"], "batch_size: -1 must be at least 0"),

@@ -210,6 +210,13 @@ def test_one_class_alone_gives_not_a_number_and_no_warning(human):
         assert table.count("—") == len(shown) >= 2
 
 
+def test_a_single_group_has_values_but_no_intervals():
+    polarity, human = np.array([0.5, -0.5, 0.9]), np.array([1.0, -1.0, 1.0])
+    results = intervals(polarity, human, np.zeros(3), num_draws=20, seed=0)
+    assert results["accuracy"] == 1
+    assert all(math.isnan(results[f"{name}{end}"]) for name in METRICS for end in ("_low", "_high"))
+
+
 def test_a_draw_without_a_class_is_left_out_of_the_interval():
     human = np.array([1.0, -1.0, -1.0])
     results = intervals(np.array([0.5, -0.5, 0.9]), human, np.arange(3), num_draws=200, seed=0)
@@ -292,7 +299,7 @@ def test_markdown_escapes_what_would_be_a_column():
     assert lines[1].startswith("| --- | --- | ---: |")
     assert lines[1].count("|") == lines[0].count("|")
     assert "| a\\|b | first |" in lines[2]
-    assert lines[-1].startswith("* partial")
+    assert lines[-1].startswith("\\* partial")
 
 
 def test_csv_has_every_metric_and_bound():

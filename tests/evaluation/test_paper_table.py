@@ -8,7 +8,7 @@ import pytest
 
 from shards.errors import UserError
 from xmodal import cli
-from xmodal.evaluation.paper_table import TableConfig, paper_cells, paper_table, read_scores
+from xmodal.evaluation.paper_table import TableConfig, paper_cells, paper_table, read_all_scores
 from xmodal.published import PUBLISHED
 
 
@@ -38,7 +38,7 @@ def files(tmp_path: Path) -> list[str]:
 
 
 def test_the_papers_rows_stand_in_their_order_with_what_was_evaluated_here(files):
-    cells = paper_cells(read_scores(files))
+    cells = paper_cells(read_all_scores(files))
     rows = [(of_model[0].row, of_model[0].model) for of_model in cells]
     expected = {f"3.{number}": None for number in range(1, 9)}
     assert [row for row, _ in rows[:8]] == list(expected)
@@ -52,8 +52,13 @@ def test_the_papers_rows_stand_in_their_order_with_what_was_evaluated_here(files
         assert {cell.benchmark: cell.published for cell in of_model[:3]} == published
 
 
+def test_a_student_of_our_recipe_for_a_model_without_a_row_stands_for_it_too():
+    (cells,) = (of_one for of_one in paper_cells({"paper_b_t4sa_1_0": {"5agree": metrics(0.8)}}) if of_one[0].ours)
+    assert (cells[0].row, cells[0].published, cells[0].difference) == (None, 81.2, pytest.approx(-1.2))
+
+
 def test_the_difference_and_whether_the_published_number_is_outside_of_the_interval(files):
-    five, four, three, other = paper_cells(read_scores(files))[4]
+    five, four, three, other = paper_cells(read_all_scores(files))[4]
     assert five.difference == pytest.approx(87 - 86.5)
     assert not five.is_outside
     assert four.difference == pytest.approx(79 - 82.6)
@@ -76,7 +81,7 @@ def test_the_text_says_what_is_missing(files, tmp_path):
 
 
 def test_the_table_has_other_forms(files, capsys):
-    assert cli.main(["table", *files, "--format", "csv"]) == 0
+    assert cli.main(["table", "--format", "csv", *files]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 10 * 4
     (row,) = [row for row in rows if (row["model"], row["benchmark"]) == ("ViT_B32", "5agree")]
@@ -92,15 +97,40 @@ def test_the_table_has_other_forms(files, capsys):
     assert first == "| 3.1 | B-T4SA_1.0_upd | 82.2 / — | 78.0 / — | 75.5 / — |"
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"5agree": 3}', '{"5agree": {"auc": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '{"5agree": 3}',
+        '{"5agree": {"auc": 1}}',
+        '{"5agree": {"accuracy": "0.9"}}',
+        '{"models": [], "comparisons": []}',
+        '{"models": {"a": []}, "comparisons": []}',
+    ],
+)
 def test_a_file_of_something_else_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
-        read_scores([str(tmp_path / "x.json")])
+        read_all_scores([str(tmp_path / "x.json")])
+
+
+def test_two_files_with_the_same_student_on_the_same_benchmark_are_refused(tmp_path):
+    """Two evaluations of `runs/a/student` and `runs/b/student` beside others: none may stand for the other."""
+    for name, accuracy in (("x", 0.8), ("y", 0.6)):
+        models = {"student": {"5agree": metrics(accuracy)}, f"other-{name}": {"5agree": metrics(0.7)}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"models": models, "comparisons": []}))
+    files = [str(tmp_path / "x.json"), str(tmp_path / "y.json")]
+    with pytest.raises(UserError, match=r"y\.json: has student on 5agree, and so has .*x\.json"):
+        read_all_scores(files)
+    # One student on other benchmarks is one.
+    models = {"student": {"4agree": metrics(0.6)}, "more": {"5agree": metrics(0.7)}}
+    (tmp_path / "y.json").write_text(json.dumps({"models": models, "comparisons": []}))
+    assert set(read_all_scores(files)["student"]) == {"5agree", "4agree"}
 
 
 def test_a_missing_file_and_two_of_one_name_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: No such file"):
-        read_scores([str(tmp_path / "none.json")])
+        read_all_scores([str(tmp_path / "none.json")])
     with pytest.raises(UserError, match="must have different file names"):
         TableConfig(scores=["a/x.json", "b/x.json"])

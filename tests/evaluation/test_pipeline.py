@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from PIL import ExifTags, Image
 
 from shards.errors import UserError
 from xmodal import load_student
@@ -57,6 +57,21 @@ def test_files_bytes_images_and_arrays_are_one(folder):
     np.testing.assert_allclose(student.probabilities(array), student.probabilities(made_pictures.png()), atol=1e-6)
 
 
+def test_an_image_is_taken_as_its_file_is(folder, tmp_path):
+    """Turned by its EXIF, and 16 bits by their high byte, which Pillow's own saving and converting do otherwise."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    made_pictures.textured(60, 40, 1).save(tmp_path / "turned.png", exif=exif)
+    grey = np.linspace(0, 65535, 40 * 40).reshape(40, 40).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    made_pictures.textured(40, 40, 2).convert("CMYK").save(tmp_path / "cmyk.tiff")
+    student = load_student(folder, device="cpu")
+    for file in sorted(tmp_path.iterdir()):
+        with Image.open(file) as image:
+            expected = student.probabilities(file)
+            np.testing.assert_allclose(student.probabilities(image), expected, atol=1e-6, err_msg=file.name)
+
+
 def test_one_picture_gives_its_scores_and_several_a_list_of_them(folder):
     student = load_student(folder, device="cpu")
     one = student(FILES[0])
@@ -68,7 +83,20 @@ def test_one_picture_gives_its_scores_and_several_a_list_of_them(folder):
     assert student([]) == []
 
 
-@pytest.mark.parametrize("picture", [b"no picture", "/nonexistent.png", np.zeros((3, 3), dtype=np.complex64), 7])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        b"no picture",
+        "/nonexistent.png",
+        np.zeros((9, 9), dtype=np.float32),
+        np.zeros((9, 9, 3), dtype=np.float32),
+        np.zeros((3, 9, 9), dtype=np.uint8),
+        np.zeros((0, 9, 3), dtype=np.uint8),
+        torch.zeros(3, 9, 9),
+        7,
+    ],
+    ids=lambda picture: f"{type(picture).__name__}-{getattr(picture, 'shape', '')}",
+)
 def test_what_is_no_picture_is_told(folder, picture):
     student = load_student(folder, device="cpu")
     with pytest.raises(UserError, match="is no picture"):

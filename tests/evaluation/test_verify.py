@@ -69,6 +69,31 @@ def test_a_division_that_is_not_one_is_told(benchmark):
     assert any(what.startswith("division 1: ") and what.endswith("No such file or directory") for what in whats)
 
 
+def test_a_folder_in_place_of_the_json_file_is_told_before_the_work(benchmark, tmp_path, capsys):
+    assert cli.main(["benchmarks", "verify", str(benchmark), "--root", str(tmp_path), "--json", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "json: " in told.err
+    assert "is a folder" in told.err
+
+
+def test_a_benchmark_is_listed_by_the_name_that_it_is_known_by(benchmark, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "configs" / "benchmarks"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(benchmark.read_text())  # which says `name: made`
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["benchmarks", "list"]) == 0
+    assert "mine" in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_copy_without_a_single_picture_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text("path,class\na.png,0\nb.png,1\n")
+    file = tmp_path / "made.yaml"
+    file.write_text("name: made\nimages: .\nlabels: t.csv\nclasses: {0: negative, 1: positive}\n")
+    (finding,) = verify_benchmark(str(file), root=str(tmp_path)).findings
+    assert (finding.kind, finding.what) == ("problem", "2 pictures missing")
+
+
 def test_a_sound_copy_has_no_problems_and_uncertain_counts_are_noted(tmp_path):
     for number in range(4):
         content = made_pictures.encode(made_pictures.textured(200, 200, number), "PNG")

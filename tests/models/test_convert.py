@@ -228,9 +228,8 @@ def claims_much(file: h5py.File) -> None:
 
 
 def claims_compressed(file: h5py.File) -> None:
-    name = "model_weights/Transformer/posembed_input/Transformer/posembed_input/pos_embedding:0"
-    del file[name]
-    file.create_dataset(name, shape=(1, 1_000_001, 128), dtype="f4", chunks=(1, 1000, 128))
+    del file[POSITIONS]
+    file.create_dataset(POSITIONS, shape=(1, 1_000_001, 128), dtype="f4", chunks=(1, 1000, 128))
 
 
 def cycle(file: h5py.File) -> None:
@@ -238,6 +237,7 @@ def cycle(file: h5py.File) -> None:
 
 
 HEAD = "model_weights/head/head/kernel:0"
+POSITIONS = "model_weights/Transformer/posembed_input/Transformer/posembed_input/pos_embedding:0"
 BLOCK = "model_weights/Transformer/encoderblock_1/Transformer/encoderblock_1"
 CHANGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "no-weights": (drop("model_weights"), "model_weights is no group"),
@@ -262,8 +262,11 @@ CHANGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "cycle": (cycle, "has a weight twice"),
     "sigmoid": (settings(activation="sigmoid"), "have the activation sigmoid"),
     "epsilon": (settings(epsilon=1e-3), "epsilon 0.001"),
+    "no-pixels": (put("model_weights/embedding/embedding/kernel:0", np.zeros((0, 0, 3, 128))), "has the shape (0, 0"),
+    "no-patches": (put(POSITIONS, np.zeros((1, 1, 128))), "no squares: 0 patches"),
     "heads": (settings(num_heads=3), "cannot be cut into 3 heads"),
     "no-heads": (settings(num_heads="2"), "no number of heads"),
+    "heads-true": (settings(num_heads=True), "no number of heads"),
     "no-json": (lambda file: file.attrs.modify("model_config", "{"), "damaged"),
     "json-list": (lambda file: file.attrs.modify("model_config", "[]"), "its model_config is none"),
     "json-number": (lambda file: file.attrs.create("model_config", 7), "is no text"),
@@ -339,6 +342,19 @@ def test_nothing_that_is_there_is_overwritten(tmp_path, capsys):
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
     assert cli.main(["models", "convert", str(file), str(tmp_path / "empty")]) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+    file = MadeViT().write(tmp_path / "m.h5", "keras2-model")
+    assert cli.main(["models", "convert", str(file), str(file / "student")]) == 2
+    assert f"{file}: cannot be a folder: File exists" in capsys.readouterr().err
+
+
+def test_weights_alone_of_a_width_that_no_heads_of_vit_keras_make_are_refused(tmp_path):
+    """Keras would have cut them into heads of some other width, which nothing in the file tells."""
+    file = MadeViT(width=96, heads=3, head="linear").write(tmp_path / "m.h5", "keras2-weights")
+    with pytest.raises(UserError, match="96 dimensions are no multiple of 64"):
+        read_keras_student(str(file))
 
 
 def test_a_file_is_not_taken_for_a_model_of_another_size(tmp_path):

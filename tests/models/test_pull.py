@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -214,6 +216,39 @@ def test_a_redirect_is_followed_and_a_server_that_is_busy_asked_again(server, ke
     assert (tmp_path / "m.h5").read_bytes() == keras_file
 
 
+def test_a_redirect_never_leads_to_another_protocol(server, tmp_path):
+    url = server.answer("m.h5", web_server.redirect("ftp://127.0.0.1/m.h5"))
+    with pytest.raises(UserError, match="leads to a place that is less safe: ftp://127"):
+        download(url, tmp_path / "m.h5")
+    # No TLS server is needed to see what would be done with its redirect.
+    request = urllib.request.Request("https://127.0.0.1/m.h5")
+    with pytest.raises(UserError, match=r"https://127.0.0.1/m.h5: leads to a place that is less safe: http://"):
+        downloading._SafeRedirects().redirect_request(request, None, 302, "", {}, "http://127.0.0.1/m.h5")
+
+
+def test_a_server_that_sends_more_than_it_said_is_given_up(server, keras_file, tmp_path, monkeypatch):
+    """A rest whose range ends where the file does, and which goes on: else it would be downloaded again for ever."""
+    monkeypatch.setattr(downloading, "_SECONDS_BETWEEN", 0.0)
+    half = len(keras_file) // 2
+    asked: list[str | None] = []
+
+    def answer(handler: web_server._Handler) -> None:
+        asked.append(handler.headers.get("Range"))
+        assert len(asked) < 20, "never given up"
+        if not asked[-1]:
+            handler.send_head(200, {"Content-Length": str(len(keras_file)), "ETag": '"1"'})
+            handler.wfile.write(keras_file[:half])
+            handler.close_connection = True
+            return
+        content_range = f"bytes {half}-{len(keras_file) - 1}/{len(keras_file)}"
+        handler.send_head(206, {"Content-Length": str(half + 100), "Content-Range": content_range, "ETag": '"1"'})
+        handler.wfile.write(keras_file[half:][:half] + bytes(100))
+
+    with pytest.raises(UserError, match="sends more than its"):
+        download(server.answer("m.h5", answer), tmp_path / "m.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_pulls_at_once_download_once(cache, server, keras_file):
     files = FileServer(keras_file)
     url = server.answer("m.h5", files)
@@ -291,6 +326,11 @@ def test_the_file_of_another_model_is_refused(cache, server, keras_file, capsys)
         (["ViT_L61"], "none of the paper's twelve", "did you mean ViT_L16?"),
         ([], "pull takes one name", "xmodal models pull"),
         (["ViT_L16", "--url", "file:///etc/hostname"], "is no URL of the web", "https://"),
+        (["ViT_L16", "--url", "http://[bad/m.h5"], "is no URL of the web", "https://"),
+        (["ViT_L16", "--url", "http://127.0.0.1:port/m.h5"], "is no URL of the web", "https://"),
+        (["ViT_L16", "--url", "https:///m.h5"], "is no URL of the web", "https://"),
+        (["ViT_L16", "--url", "http://127.0.0.1/Gefühl.h5"], "is no URL of the web", "https://"),
+        (["ViT_L16", "--url", "http://127.0.0.1/a b.h5"], "is no URL of the web", "https://"),
     ],
 )
 def test_a_mistake_in_asking_for_a_model_is_told_in_two_lines(cache, capsys, arguments, complaint, remedy):
@@ -300,6 +340,35 @@ def test_a_mistake_in_asking_for_a_model_is_told_in_two_lines(cache, capsys, arg
     assert len(lines) == 2
     assert complaint in lines[0]
     assert remedy in lines[1]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"Tiny_T4SA": 3}'])
+def test_checksums_that_cannot_be_read_are_told(cache, server, keras_file, content):
+    cache.mkdir()
+    (cache / CHECKSUMS).write_text(content)
+    with pytest.raises(UserError, match=r"checksums\.json: "):
+        pull(TINY, url=server.answer("m.h5", FileServer(keras_file)))
+
+
+def test_a_pull_that_is_killed_while_it_takes_an_old_student_away_is_done_again(cache, server, keras_file, monkeypatch):
+    url = server.answer("m.h5", FileServer(keras_file))
+    pull(TINY, url=url)
+    (cache / CHECKSUMS).unlink()  # as the complaint about another file advises
+
+    class KilledError(BaseException):
+        pass
+
+    def killed_half_way(folder: str | Path, **_: object) -> None:
+        for file in Path(folder).rglob("config.json"):
+            file.unlink()
+            raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed_half_way)
+        with suppress(KilledError):
+            pull(TINY, url=url)
+    pull(TINY, url=url)
+    assert load_student(TINY.name).embed_dim == 128
 
 
 def test_a_models_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, capsys):

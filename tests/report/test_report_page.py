@@ -378,6 +378,17 @@ def test_evaluations_of_one_name_are_refused(tmp_path: Path) -> None:
         replace(config, evaluations=[*config.evaluations, str(tmp_path / "elsewhere" / "student.json")])
 
 
+def test_a_file_of_several_students_has_a_row_for_each(tmp_path: Path) -> None:
+    config = make_inputs(tmp_path)
+    models = {"a/student": {"emoji": METRICS}, "ViT_L16": {"emoji": {**METRICS, "auc": 0.8123}}}
+    (tmp_path / "all.json").write_text(json.dumps({"models": models, "comparisons": []}))
+    page = page_of(replace(config, evaluations=[str(tmp_path / "all.json"), str(tmp_path / "teacher.json")]))
+    assert all(text in page.text for text in ("a/student", "ViT_L16", "0.812", "teacher"))
+    (tmp_path / "ViT_L16.json").write_text(json.dumps({"emoji": METRICS}))
+    with pytest.raises(UserError, match=r"ViT_L16\.json: ViT_L16: another of the files has one of this name"):
+        report(replace(config, evaluations=[str(tmp_path / "all.json"), str(tmp_path / "ViT_L16.json")]))
+
+
 def test_the_command_writes_the_page_and_tells_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_inputs(tmp_path)
     inputs = [f"--dataset={config.dataset}", f"--view={config.view}", f"--train={config.train}"]

@@ -2,10 +2,11 @@
 
 import argparse
 import inspect
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+import yaml
 
 from shards.errors import UserError
 
@@ -13,29 +14,55 @@ T = TypeVar("T")
 
 
 def named(arguments: list[str], *names: str) -> list[str]:
-    """The arguments, those that stand first and are no settings as the settings of these names."""
-    given = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))[: len(names)]
-    return [f"--{name}={value}" for name, value in zip(names, given, strict=False)] + arguments[len(given) :]
+    """The arguments, those that are no settings as the settings of these names, in their order."""
+    bare, settings = apart(arguments)
+    given = [f"--{name}={value}" for name, value in zip(names, bare, strict=False)]
+    return [*given, *bare[len(names) :], *settings]
+
+
+def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What stands for itself, and the settings, each of which has a value: behind `=`, or as the next argument."""
+    bare: list[str] = []
+    settings: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        is_flag = argument.startswith("-")
+        (settings if is_flag or takes_value else bare).append(argument)
+        takes_value = is_flag and "=" not in argument
+    return bare, settings
 
 
 _SWITCHES = {"--allow-missing": "--allow_missing=true"}
 
 
-def listed(arguments: list[str], flags: Mapping[str, str]) -> list[str]:
-    """The arguments, with `-m A B` as the list setting that the flag stands for, and switches as settings."""
+def listed(arguments: list[str], settings: Mapping[str, str]) -> list[str]:
+    """The arguments, with `-m A B`, `--models A B` or `--models '[A, B]'` as one list, and switches as settings.
+
+    `settings` are the short flag and the name of each such setting; its flags may come several times, between others.
+    """
+    names = {flag: name for short, name in settings.items() for flag in (short, f"--{name}")}
     found: list[str] = []
-    given: dict[str, list[str]] = {}
-    flag = None
+    given: dict[str, list[Any]] = {}
+    name = None
     for argument in arguments:
-        if argument in flags:
-            flag = argument
-            given.setdefault(flags[flag], [])
-        elif flag and not argument.startswith("-"):
-            given[flags[flag]].append(argument)
+        flag, equals, value = argument.partition("=")
+        if flag in names:
+            name = None if equals else names[flag]
+            given.setdefault(names[flag], []).extend(_items(value) if equals else [])
+        elif name and not argument.startswith("-"):
+            given[name] += _items(argument)
         else:
-            flag = None
+            name = None
             found.append(_SWITCHES.get(argument, argument))
     return found + [f"--{name}={json.dumps(values)}" for name, values in given.items()]
+
+
+def _items(text: str) -> list[Any]:
+    """What a list in brackets, as in YAML, holds; anything else is an item itself."""
+    try:
+        return yaml.safe_load(text) if text.startswith("[") else [text]
+    except yaml.YAMLError:
+        return [text]
 
 
 def read_config(config_class: type[T], arguments: list[str], verb: Callable[..., Any]) -> T:

@@ -1,12 +1,10 @@
 """Verbs about students and benchmarks."""
 
 import argparse
-import itertools
 import json
-from pathlib import Path
 
 from shards.errors import UserError
-from xmodal.cli.arguments import listed, parsed_arguments, read_config
+from xmodal.cli.arguments import apart, listed, parsed_arguments, read_config
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -15,7 +13,6 @@ def evaluate(arguments: list[str]) -> None:
     `xmodal evaluate -m STUDENT ... -b BENCHMARK ...` takes several of both, and compares each two students.
     """
     from shards.json_object import without_nan
-    from shards.storage import LocalStorage
     from xmodal.evaluation.evaluate import EvaluateConfig
     from xmodal.evaluation.evaluate import evaluate as run
 
@@ -31,26 +28,26 @@ def evaluate(arguments: list[str]) -> None:
         table = {"text": results_text, "markdown": results_markdown, "csv": results_csv}[config.format]
         print(table(evaluation.rows()))
         if evaluation.comparisons and config.format != "csv":
-            print(comparisons_text(evaluation.comparisons))
+            print(comparisons_text(evaluation.comparisons, bullet="- " if config.format == "markdown" else ""))
     if config.html:
+        from xmodal.evaluation.output_files import write_html
         from xmodal.report.evaluation_page import evaluation_page
 
-        file = Path(config.html)
-        LocalStorage(file.parent).replace(file.name, evaluation_page(evaluation).encode(errors="replace"))
+        write_html(config.html, evaluation_page(evaluation))
 
 
 def table(arguments: list[str]) -> None:
     """The paper's table beside what was evaluated here (`xmodal table SCORES.json ...`)."""
     from xmodal.evaluation.paper_table import TableConfig, paper_table
 
-    files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    files, settings = apart(arguments)
     given = [f"--scores={json.dumps(files)}"] if files else []
-    print(paper_table(read_config(TableConfig, [*given, *arguments[len(files) :]], table)))
+    print(paper_table(read_config(TableConfig, [*given, *settings], table)))
 
 
 def benchmarks(arguments: list[str]) -> int:
     """Human-labelled benchmarks: which are known, and whether a copy is whole (`xmodal benchmarks list|verify`)."""
-    from xmodal.evaluation.json_file import write_json
+    from xmodal.evaluation.output_files import check_output_file, write_json
     from xmodal.evaluation.verify import list_benchmarks, verify_benchmark
 
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -65,15 +62,16 @@ def benchmarks(arguments: list[str]) -> int:
     parser.add_argument("--json")
     parsed = parsed_arguments(parser, rest, "benchmarks")
     if action == "list":
-        for config, is_here in list_benchmarks(parsed.root):
+        for name, config, is_here in list_benchmarks(parsed.root):
             count = config.expected.pictures
             pictures = "" if count is None else f"{count if config.expected.certain else f'about {count}'} pictures"
             kind = "scores" if config.is_graded else "classes"
             here = "here" if is_here else "not here"
-            print(f"{config.name:<18}  {pictures:<20}  {kind:<8} {here:<9} {', '.join(config.protocols)}")
+            print(f"{name:<18}  {pictures:<20}  {kind:<8} {here:<9} {', '.join(config.protocols)}")
         return 0
     if not parsed.names:
         raise UserError("command line: no benchmark", "xmodal benchmarks verify 5agree, or a YAML file")
+    check_output_file("json", parsed.json)
     verifications = []
     for name in parsed.names:
         verification = verify_benchmark(name, root=parsed.root)
@@ -89,7 +87,7 @@ def benchmarks(arguments: list[str]) -> int:
         if verification.is_sound:
             print("  ok       nothing is missing or broken")
     if parsed.json:
-        write_json(Path(parsed.json), [verification.to_json() for verification in verifications])
+        write_json(parsed.json, [verification.to_json() for verification in verifications])
     return 0 if all(verification.is_sound for verification in verifications) else 1
 
 

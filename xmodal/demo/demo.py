@@ -34,7 +34,7 @@ from xmodal.curation.curate import CurateSummary, curate
 from xmodal.demo.server import serve_folder
 from xmodal.demo.summary import summary_table
 from xmodal.evaluation.evaluate import EvaluateConfig, evaluate, score
-from xmodal.evaluation.json_file import write_json
+from xmodal.evaluation.output_files import write_json
 from xmodal.labelling.config import LabelConfig
 from xmodal.labelling.label import LabelSummary, label
 from xmodal.labels import CLASSES

@@ -70,7 +70,7 @@ def compare(
 
     draws = [differences(weights) for weights in group_draws(groups, num_draws, seed)]
     accuracy_difference, auc_difference = differences(everyone)
-    of_accuracy, of_auc = np.array(draws).T
+    of_accuracy, of_auc = np.array(draws).reshape(-1, 2).T
     accuracy_low, accuracy_high = interval_of_draws(of_accuracy)
     auc_low, auc_high = interval_of_draws(of_auc)
     return Comparison(

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from shards.errors import ConfigError, UserError
 from shards.storage import LocalStorage
 from xmodal.benchmarks import Benchmark, MissingPicturesError, load_benchmark
 from xmodal.evaluation.compare import Comparison, compare
-from xmodal.evaluation.json_file import write_json
 from xmodal.evaluation.metrics import metrics_of, with_intervals
+from xmodal.evaluation.output_files import check_output_file, write_json
 from xmodal.evaluation.predict import predict
 from xmodal.evaluation.table import Row
 from xmodal.labels import CLASSES
@@ -30,13 +31,13 @@ class EvaluateConfig:
     """Which students are judged by which benchmarks."""
 
     models: list[str]
-    """Folders of exported students, or names of the paper's models (see `xmodal models list`)."""
+    """`-m A B`: folders of exported students, or names of the paper's models (see `xmodal models list`)."""
     benchmarks: list[str]
-    """Names (see `xmodal benchmarks list`) or YAML files, such as configs/benchmarks/emoji.yaml."""
+    """`-b A B`: names (see `xmodal benchmarks list`) or YAML files, such as configs/benchmarks/emoji.yaml."""
     root: str = ""
     """Folder that the benchmarks' paths start at, by default the working folder."""
     allow_missing: bool = False
-    """Report on the pictures that are there, and mark the result as partial."""
+    """Report on the pictures that are there, and mark the result as partial; `--allow-missing` alone is `true`."""
     tta: Literal["none", "flip"] = "none"
     """`flip`: the mean of the probabilities of each picture and its mirror image (test-time augmentation)."""
     output: str | None = None
@@ -62,7 +63,7 @@ class EvaluateConfig:
             names = getattr(self, key)
             if not names:
                 raise ConfigError(key, names, f"must name at least one {what}")
-            if len(set(names)) < len(names):
+            if len({os.path.normpath(name) for name in names}) < len(names):
                 raise ConfigError(key, names, f"must not name one {what} twice")
         require_range(self, "num_draws", least=1)
         require_range(self, "batch_size", "num_workers", "seed", least=0)
@@ -109,11 +110,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     written: before any picture is looked at.
     """
     output = LocalStorage(config.output, create=True) if config.output else None
-    for key in ("json", "html"):
-        if file := getattr(config, key):
-            if Path(file).is_dir():
-                raise UserError(f"{key}: {file}: is a folder", "give a file")
-            LocalStorage(Path(file).parent, create=True)
+    check_output_file("json", config.json)
+    check_output_file("html", config.html)
     benchmarks = [_load(name, config) for name in config.benchmarks]
     names = [benchmark.config.name for benchmark in benchmarks]
     for name in names:
@@ -137,7 +135,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 of_model.replace(f"predictions-{benchmark.config.name}.csv", predictions_csv(benchmark, probabilities))
     evaluation = Evaluation(judgements=judgements, comparisons=_comparisons(judgements, config))
     if accelerator.is_main_process and config.json:
-        write_json(Path(config.json), evaluation.to_json())
+        write_json(config.json, evaluation.to_json())
     accelerator.end_training()
     return evaluation
 
@@ -149,33 +147,38 @@ def score(benchmark: Benchmark, probabilities: np.ndarray, *, num_draws: int, se
     metrics = metrics_of(
         probabilities[known], human, is_graded=benchmark.config.is_graded, has_neutral=benchmark.config.has_neutral
     )
-    num_missing = int(benchmark.missing.sum())
     return {
         "n": int((human != 0).sum()),
         **with_intervals(metrics, benchmark.groups[known], num_draws=num_draws, seed=seed),
         "left_out": int((~known & ~benchmark.missing).sum()),
-        "missing": num_missing,
-        **({"partial": True} if num_missing else {}),
+        "missing": int(benchmark.missing.sum()),
+        **({} if known.all() else {"partial": True}),
     }
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """The ends of paths, each as long as it takes for all to differ."""
+    """The ends of paths, each as long as it takes for all to differ.
+
+    Not `student` alone, as training calls the folder: it would not say whose.
+    """
     parts = [Path(folder).parts or (folder,) for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
-        names = [str(Path(*of_one[-length:])) for of_one in parts]
+        names = [str(Path(*of_one[-max(length, 1 + (of_one[-1] == "student")) :])) for of_one in parts]
         if len(set(names)) == len(names):
             return names
     return list(folders)
 
 
 def predictions_csv(benchmark: Benchmark, probabilities: np.ndarray) -> bytes:
-    """A row for each picture, in the order of the benchmark's table."""
+    """A row for each picture, in the order of the benchmark's table.
+
+    Nine digits are all that a float32 has: with fewer, what a student tells apart by little would be tied in the file.
+    """
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(["path", *CLASSES, "human_score"])
     for path, row, human in zip(benchmark.paths, probabilities.tolist(), benchmark.scores.tolist(), strict=True):
-        writer.writerow([path, *(f"{probability:.6f}" for probability in row), human])
+        writer.writerow([path, *(f"{probability:.9g}" for probability in row), human])
     return file.getvalue().encode()
 
 

@@ -161,10 +161,15 @@ def interval_of_draws(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def group_draws(groups: np.ndarray, num_draws: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each picture counts in each bootstrap draw of as many groups as there are."""
+    """How often each picture counts in each bootstrap draw of as many groups as there are.
+
+    There are none of a single group: nothing is known of how much others would differ from it.
+    """
     generator = np.random.default_rng(seed)
     _, numbers = np.unique(groups, return_inverse=True)
     num_groups = int(numbers.max(initial=-1)) + 1
+    if num_groups == 1:
+        return
     for _ in range(num_draws):
         counts = np.bincount(generator.integers(0, num_groups, num_groups), minlength=num_groups)
         yield counts[numbers].astype(np.float64)

@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.errors import ConfigError, UserError
-from shards.json_object import parse_json_object, without_nan
+from shards.json_object import without_nan
 from xmodal.benchmarks import load_definition
+from xmodal.evaluation.scores_file import Scores, read_scores
 from xmodal.published import AGREEMENTS, PUBLISHED, PublishedModel, pulled_folder
-
-Scores = dict[str, dict[str, dict[str, float | None]]]
-"""Model → benchmark → metrics."""
-
-_REMEDY = "give files that `xmodal evaluate --json` wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,7 @@ class Cell:
 
 def paper_table(config: TableConfig) -> str:
     """The table as it is to be printed. Raises UserError for a file that cannot be read or is something else."""
-    scores = read_scores(config.scores)
+    scores = read_all_scores(config.scores)
     cells = paper_cells(scores)
     if config.format == "csv":
         return _csv(cells)
@@ -79,21 +75,25 @@ def paper_table(config: TableConfig) -> str:
     return (_markdown if config.format == "markdown" else _text)(cells, missing)
 
 
-def read_scores(files: Sequence[str]) -> Scores:
-    """What `xmodal evaluate --json` wrote. Raises UserError where a file is missing, or something else."""
+def read_all_scores(files: Sequence[str]) -> Scores:
+    """What several files of `xmodal evaluate --json` hold together.
+
+    Raises UserError as `read_scores` does, and where two have numbers of one student on one benchmark.
+    """
     scores: Scores = {}
+    file_of: dict[tuple[str, str], str] = {}
     for file in files:
-        try:
-            document = parse_json_object(Path(file).read_bytes(), file, _REMEDY)
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}", _REMEDY) from error
-        by_model = document["models"] if {*document} == {"models", "comparisons"} else {Path(file).stem: document}
-        for model, by_benchmark in by_model.items():
-            if not isinstance(by_benchmark, dict) or not all(
-                isinstance(metrics, dict) and "accuracy" in metrics for metrics in by_benchmark.values()
-            ):
-                raise UserError(f"{file}: {model}: holds no metrics of benchmarks", _REMEDY)
-            scores.setdefault(model, {}).update(by_benchmark)
+        for student, by_benchmark in read_scores(file).items():
+            for benchmark, metrics in by_benchmark.items():
+                if "accuracy" not in metrics:
+                    raise UserError(f"{file}: {student}: {benchmark}: has no accuracy", "evaluate it again")
+                other = file_of.setdefault((student, benchmark), file)
+                if other != file:
+                    raise UserError(
+                        f"{file}: has {student} on {benchmark}, and so has {other}",
+                        "give one of them; two students of one name are told apart where one call evaluates both",
+                    )
+                scores.setdefault(student, {})[benchmark] = metrics
     return scores
 
 
@@ -138,7 +138,7 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
 
 def _published_as(name: str) -> str | None:
     """The published model that a student is, by its own name or by that of our recipe (`paper_3_5`) in its path."""
-    by_recipe = {f"paper_{model.row.replace('.', '_')}": model.name for model in PUBLISHED.values() if model.row}
+    by_recipe = {model.recipe: model.name for model in PUBLISHED.values() if model.recipe}
     known = {**by_recipe, **{model: model for model in PUBLISHED}}
     return next((known[part] for part in name.split("/") if part in known), None)
 

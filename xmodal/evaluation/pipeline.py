@@ -12,7 +12,7 @@ from PIL import Image
 
 from shards.augment import eval_pixels
 from shards.batches import Normaliser
-from shards.decode import UndecodableImageError
+from shards.decode import UndecodableImageError, to_rgb
 from shards.errors import UserError
 from xmodal.labels import CLASSES
 from xmodal.students import input_spec, load_student
@@ -72,13 +72,16 @@ def _content(picture: Picture) -> bytes:
         return picture
     if isinstance(picture, str | os.PathLike):
         return Path(picture).read_bytes()
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    if not isinstance(image, Image.Image):
+    if isinstance(picture, np.ndarray):
+        # Pillow would take other arrays for pictures of other kinds: floats in [0, 1] for black.
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise TypeError(f"an array {picture.dtype} {picture.shape}, not uint8 (height, width, 3)")
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
         raise TypeError(f"a {type(picture).__name__}")
-    if image.mode not in ("RGB", "RGBA", "P", "L", "LA", "1"):  # others have no PNG
-        image = image.convert("RGB")
     file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=1)
+    # As the decoder has it of a file: upright, transparency on white, 16 bits by their high byte.
+    to_rgb(picture).save(file, format="PNG", compress_level=1)
     return file.getvalue()
 
 

@@ -40,7 +40,7 @@ def results_markdown(rows: Sequence[Row]) -> str:
     header, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in _cells(rows))
     names = _cells(rows)[0]
     rule = "|".join(" --- " if column < names.index("n") else " ---: " for column in range(len(names)))
-    notes = _partial_notes(rows)
+    notes = [note.replace("* partial", "\\* partial") for note in _partial_notes(rows)]  # a star begins a list
     return "\n".join([header, f"|{rule}|", *body, *(["", *notes] if notes else [])])
 
 
@@ -56,15 +56,18 @@ def results_csv(rows: Sequence[Row]) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def comparisons_text(comparisons: Sequence[Comparison]) -> str:
-    """A line for each two students on each benchmark."""
+def comparisons_text(comparisons: Sequence[Comparison], *, bullet: str = "") -> str:
+    """A line for each two students on each benchmark; in Markdown, each needs a bullet, else all are one paragraph."""
     lines = ["", "Differences, first less second, with 95 % intervals; p is of one comparison, not of the best of many"]
+    lines += [""] if bullet else []
     for one in comparisons:
         of_accuracy = _difference(
             one.accuracy_difference, one.accuracy_difference_low, one.accuracy_difference_high, one.mcnemar_p
         )
         of_auc = _difference(one.auc_difference, one.auc_difference_low, one.auc_difference_high, one.auc_p)
-        lines.append(f"{one.benchmark}: {one.first} / {one.second}: accuracy {of_accuracy} (McNemar); AUC {of_auc}")
+        lines.append(
+            f"{bullet}{one.benchmark}: {one.first} / {one.second}: accuracy {of_accuracy} (McNemar); AUC {of_auc}"
+        )
     return "\n".join(lines)
 
 
@@ -95,11 +98,20 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _partial_notes(rows: Sequence[Row]) -> list[str]:
-    missing = {row.benchmark: row.metrics["missing"] for row in rows if row.metrics.get("partial")}
-    return [f"* partial: of {name}, {count:.0f} pictures are missing" for name, count in missing.items()]
+    lacking = {row.benchmark: what_is_lacking(row.metrics) for row in rows if row.metrics.get("partial")}
+    return [f"* partial: of {name}, {what}" for name, what in lacking.items()]
+
+
+def what_is_lacking(metrics: Mapping[str, float]) -> str:
+    """How many pictures of a benchmark took no part, and why: `3 pictures are missing, 1 cannot be decoded`."""
+    missing, undecodable = int(metrics.get("missing", 0)), int(metrics.get("left_out", 0))
+    parts = [f"{missing} {'picture is' if missing == 1 else 'pictures are'} missing"] if missing else []
+    return ", ".join([*parts, *([f"{undecodable} cannot be decoded"] if undecodable else [])])
 
 
 def _difference(value: float, low: float, high: float, p: float) -> str:
     if not math.isfinite(value):
         return "—"
-    return f"{value:+z.3f} [{low:+z.3f}, {high:+z.3f}], p {f'= {p:.3f}' if p >= 0.001 else '< 0.001'}"
+    interval = f" [{low:+z.3f}, {high:+z.3f}]" if math.isfinite(low) and math.isfinite(high) else ""
+    p_text = f", p {f'= {p:.3f}' if p >= 0.001 else '< 0.001'}" if math.isfinite(p) else ""
+    return f"{value:+z.3f}{interval}{p_text}"

@@ -95,10 +95,10 @@ def verify_benchmark(name_or_file: str, *, root: str = "") -> Verification:
     )
 
 
-def list_benchmarks(root: str = "") -> list[tuple[BenchmarkConfig, bool]]:
-    """All benchmarks that are known by name, and whether their table is there."""
-    configs = [load_definition(name, root=root) for name in known_benchmarks()]
-    return [(config, os.path.exists(config.labels)) for config in configs]
+def list_benchmarks(root: str = "") -> list[tuple[str, BenchmarkConfig, bool]]:
+    """All benchmarks by the names that they are known by, and whether their table is there."""
+    configs = {name: load_definition(name, root=root) for name in known_benchmarks()}
+    return [(name, config, os.path.exists(config.labels)) for name, config in configs.items()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from shards.errors import UserError
+from shards.storage import LocalStorage, told_to_user
 from xmodal.models.keras_file import KerasStudent, read_keras_student
 from xmodal.published import PixelRange, PublishedModel, mean_and_std
 from xmodal.students import PRESETS, Gelu, StudentConfig, create_student, export_student, put_mlp_head
@@ -83,7 +84,9 @@ def convert(
             "head_gelu": gelu if student.head == "mlp" else None,
         }
     }
-    export_student(network, folder, crop_share=1.0, squash=True, provenance=provenance)
+    LocalStorage(target.parent, create=True)  # complains of a parent that is no folder
+    with told_to_user(target.parent):
+        export_student(network, folder, crop_share=1.0, squash=True, provenance=provenance)
     return Conversion(
         folder=folder,
         backbone=backbone,

@@ -4,8 +4,10 @@ import http.client
 import json
 import logging
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,22 @@ _TIMEOUT_SECONDS = 60.0
 _CHUNK = 1 << 20
 # A web server's way to say: later, perhaps.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects that stay as safe as the URL was: never from https to http, and never to FTP."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not newurl.startswith("https://" if req.type == "https" else ("https://", "http://")):
+            raise UserError(
+                f"{req.full_url}: leads to a place that is less safe: {newurl}", "give another place by --url"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_SafeRedirects)
 
 
 @dataclass
@@ -70,8 +88,8 @@ def download(url: str, path: Path) -> None:
 
     One process at a time may download to a path. Raises UserError where the file cannot be had.
     """
-    if not url.startswith(("https://", "http://")):
-        raise UserError(f"{url}: is no URL of the web", "give one that begins with https://")
+    if not _is_of_the_web(url):
+        raise UserError(f"{url}: is no URL of the web", "give one as https://host/m.h5, a space in it as %20")
     partial = _Partial(path=path.with_name(f"{path.name}.part"), url=url)
     partial.load()
     fruitless = 0
@@ -93,6 +111,16 @@ def download(url: str, path: Path) -> None:
     partial.notes.unlink(missing_ok=True)
 
 
+def _is_of_the_web(url: str) -> bool:
+    """Whether http.client can ask for it at all: it encodes neither spaces nor what is no ASCII."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("https", "http") and bool(parts.hostname) and bool(re.fullmatch(r"[!-~]+", url))
+
+
 def _try(partial: _Partial) -> str | None:
     """One request for what is still lacking. Returns None when the file is whole, else why it is not."""
     have = partial.size()
@@ -104,9 +132,7 @@ def _try(partial: _Partial) -> str | None:
         if partial.validator:
             headers["If-Range"] = partial.validator
     try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(partial.url, headers=headers), timeout=_TIMEOUT_SECONDS
-        )
+        response = _OPENER.open(urllib.request.Request(partial.url, headers=headers), timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is here is more than there is
             partial.restart()
@@ -139,6 +165,9 @@ def _receive(response: Any, partial: _Partial, have: int) -> str | None:
     if partial.size() > MAX_BYTES:
         partial.restart()
         raise UserError(f"{partial.url}: goes on after {MAX_BYTES:,} bytes", "no model is as large; check the URL")
+    if total is not None and partial.size() > total:  # trying again would go on for ever
+        partial.restart()
+        raise UserError(f"{partial.url}: sends more than its {total:,} bytes", "give another place by --url")
     return cut if total is None else None if partial.size() == total else cut or "the connection was cut"
 
 

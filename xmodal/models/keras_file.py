@@ -153,7 +153,7 @@ def _architecture(config: Any) -> _Architecture:
     settings_of_blocks = [settings for kind, settings in layers if kind == "TransformerBlock"]
     (num_heads,) = _the_only({settings.get("num_heads") for settings in settings_of_blocks}, "num_heads")
     (epsilon,) = _the_only({layers[len(body) - 2][1].get("epsilon")}, "epsilon")
-    if not isinstance(num_heads, int) or num_heads < 1:
+    if type(num_heads) is not int or num_heads < 1:  # not True, which is an int too
         raise _UnfitError(f"num_heads: {num_heads!r} is no number of heads")
     if epsilon != 1e-6:
         raise _UnfitError(f"its last LayerNormalization has epsilon {epsilon}, where vit-keras's have 1e-06")
@@ -325,19 +325,21 @@ def _dimensions(found: Mapping[str, h5py.Dataset], architecture: _Architecture |
     def shape(name: str, num_dimensions: int) -> tuple[int, ...]:
         if name not in found:
             raise _UnfitError(f"lacks a weight of a ViT: {name}" if found else "has no weights of a ViT")
-        if len(found[name].shape) != num_dimensions:
+        if len(found[name].shape) != num_dimensions or 0 in found[name].shape:
             raise _UnfitError(f"{name} has the shape {found[name].shape}")
         return found[name].shape
 
     patch_size, _, _, width = shape("patch/kernel", 4)
     num_patches = shape("position", 3)[1] - 1
-    side = math.isqrt(max(num_patches, 0))
-    if side * side != num_patches:
+    side = math.isqrt(num_patches)
+    if not side or side * side != num_patches:
         raise _UnfitError(f"takes pictures that are no squares: {num_patches} patches")
     mlp_width = shape("0/dense0/kernel", 2)[1]
     depth = len({name.split("/")[0] for name in found if name[0].isdigit()})
+    if not architecture and width % _HEAD_DIM:
+        raise _UnfitError(f"{width} dimensions are no multiple of {_HEAD_DIM}: how many heads there are is not known")
     num_heads = architecture.num_heads if architecture else width // _HEAD_DIM
-    if not num_heads or width % num_heads:
+    if width % num_heads:
         raise _UnfitError(f"{width} dimensions cannot be cut into {num_heads} heads")
     outputs: list[str] = []
     hidden: list[str] = []

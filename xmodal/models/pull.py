@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import UserError
+from shards.json_object import parse_json_object
 from shards.storage import LocalStorage, told_to_user
 from xmodal.models.convert import Conversion, convert
 from xmodal.models.download import download
@@ -74,7 +75,8 @@ def _pull(model: PublishedModel, url: str | None, folder: Path) -> Conversion | 
         file.unlink()  # it would be refused the next time too
         raise
     _keep_checksums(folder, model.name, {"file": checksum, "weights": _weights_checksum(made / model.name), "url": url})
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():  # moved aside in one step: half of it, with these weights, would be taken for whole
+        os.rename(target, made / "retired")
     os.rename(made / model.name, target)
     shutil.rmtree(work)
     return done
@@ -90,12 +92,15 @@ def _weights_checksum(student: Path) -> str | None:
 
 def _checksums(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / CHECKSUMS
+    remedy = "mend it, or remove it to accept what is downloaded next"
     try:
-        return json.loads(path.read_bytes())
+        found = parse_json_object(path.read_bytes(), str(path), remedy)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON", "mend it, or remove it to accept what is downloaded next") from error
+    for name, checksums in found.items():
+        if not isinstance(checksums, dict):
+            raise UserError(f"{path}: {name}: holds no checksums", remedy)
+    return found
 
 
 def _keep_checksums(folder: Path, name: str, checksums: dict[str, str | None]) -> None:

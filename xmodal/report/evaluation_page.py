@@ -1,5 +1,6 @@
 """The page of an evaluation: each student on each benchmark, with its metrics, reliability and confusion."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from markupsafe import Markup
 from xmodal.evaluation.evaluate import Evaluation, Judgement
 from xmodal.evaluation.metrics import NUM_BINS, POLES, confusion_counts, pole_probabilities
 from xmodal.evaluation.reliability import reliability
-from xmodal.evaluation.table import interval_of, interval_text
+from xmodal.evaluation.table import interval_of, interval_text, what_is_lacking
 from xmodal.report.charts import Interval, ReliabilityCurve, matrix_chart, reliability_chart
 from xmodal.report.document import render_document
 
@@ -43,7 +44,7 @@ def evaluation_page(evaluation: Evaluation) -> str:
             interval_text(one.accuracy_difference, one.accuracy_difference_low, one.accuracy_difference_high),
             f"{one.mcnemar_p:.3g}",
             interval_text(one.auc_difference, one.auc_difference_low, one.auc_difference_high),
-            f"{one.auc_p:.3g}",
+            f"{one.auc_p:.3g}" if math.isfinite(one.auc_p) else "—",
         )
         for one in evaluation.comparisons
     ]
@@ -66,10 +67,10 @@ def _section(judgement: Judgement) -> Section:
     ]
     title = f"{judgement.model} on {benchmark.config.name}"
     curve = ReliabilityCurve(name=judgement.model, bins=bins, style="validation")
-    partial = f"Partial: {metrics['missing']} pictures are missing. " if metrics.get("partial") else ""
+    partial = f"Partial: {what_is_lacking(metrics)}. " if metrics.get("partial") else ""
     return Section(
         title=title,
-        note=f"{partial}{len(human)} judged, {metrics['left_out']} cannot be decoded. {benchmark.config.citation}",
+        note=f"{partial}{len(human)} judged. {benchmark.config.citation}",
         reliability=reliability_chart([curve], description=f"Reliability of {title}"),
         confusion=matrix_chart(
             confusion_counts(probabilities, human).tolist(), POLES, description=f"Confusion of {title}"

@@ -6,7 +6,7 @@ Whatever is missing or malformed ends as a UserError that names the file.
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from shards.json_object import parse_json_object
 from shards.storage import open_storage
 from shards.view import SPLITS, View, open_view
 from xmodal.curation.funnel import FunnelStep
+from xmodal.evaluation.scores_file import read_scores
 from xmodal.labelling.failures import OpenFailures
 from xmodal.labels import CLASSES
 from xmodal.training.metrics_file import read_metrics
@@ -76,10 +77,10 @@ class TrainingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One file of `xmodal evaluate --json`."""
+    """One student in a file of `xmodal evaluate --json`."""
 
     name: str
-    """The file's stem, such as student or teacher."""
+    """Its name there; the file's stem, such as student or teacher, where it has none."""
     metrics: dict[str, dict[str, float]]
     """By benchmark: `{metric: value}`, with `metric_low` and `metric_high` where it has an interval."""
 
@@ -166,20 +167,27 @@ def read_training_run(folder: str) -> TrainingRun:
     )
 
 
-def read_evaluation(file: str) -> Evaluation:
-    """Read what `xmodal evaluate --json` wrote. Raises UserError if it is missing or something else."""
-    remedy = "give a file that `xmodal evaluate --json` wrote"
-    document = _read_json(Path(file), remedy)
-    with _explained(file, remedy):
-        metrics = {
-            benchmark: {name: float("nan" if value is None else value) for name, value in values.items()}
-            for benchmark, values in document.items()
-        }
-        for name in ("auc", "auc_low", "auc_high"):
-            for benchmark, values in metrics.items():
-                if values.get(name, 0) < 0 or values.get(name, 0) > 1:
-                    raise UserError(f"{file}: {benchmark}: {name}: {values[name]} is out of range [0, 1]", remedy)
-    return Evaluation(name=Path(file).stem, metrics=metrics)
+def read_evaluations(files: Sequence[str]) -> list[Evaluation]:
+    """What `xmodal evaluate --json` wrote, students in the files' order.
+
+    Raises UserError for a file that is missing or something else, and for two students of one name.
+    """
+    found: dict[str, Evaluation] = {}
+    for file in files:
+        remedy = "give files that `xmodal evaluate --json` wrote, each student in one of them"
+        for student, by_benchmark in read_scores(file).items():
+            if student in found:
+                raise UserError(f"{file}: {student}: another of the files has one of this name", remedy)
+            metrics = {
+                benchmark: {name: float("nan" if value is None else value) for name, value in values.items()}
+                for benchmark, values in by_benchmark.items()
+            }
+            for name in ("auc", "auc_low", "auc_high"):
+                for benchmark, values in metrics.items():
+                    if values.get(name, 0) < 0 or values.get(name, 0) > 1:
+                        raise UserError(f"{file}: {benchmark}: {name}: {values[name]} is out of range [0, 1]", remedy)
+            found[student] = Evaluation(name=student, metrics=metrics)
+    return list(found.values())
 
 
 def read_predictions(file: str) -> Predictions:

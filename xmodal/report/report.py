@@ -11,7 +11,7 @@ from xmodal.curation.forgotten import without_forgotten
 from xmodal.report.examples import benchmark_examples, train_examples
 from xmodal.report.inputs import (
     read_dataset_summary,
-    read_evaluation,
+    read_evaluations,
     read_predictions,
     read_training_run,
     read_view_summary,
@@ -45,7 +45,7 @@ class ReportConfig:
     train: str
     """Folder of a training run: its config.json and metrics.jsonl are read."""
     evaluations: list[str] = field(default_factory=list)
-    """JSON files of `xmodal evaluate --json`. A file's stem names its row: student.json, teacher.json."""
+    """JSON files of `xmodal evaluate --json`. Of a single student, the file's stem names its row: student.json."""
     predictions: list[str] = field(default_factory=list)
     """CSV files of `xmodal evaluate --output`, whose most telling pictures are shown. They need `images`."""
     images: str | None = None
@@ -85,7 +85,7 @@ def gather(config: ReportConfig) -> Page:
     dataset = read_dataset_summary(config.dataset)
     view = read_view_summary(config.view)
     run = read_training_run(config.train)
-    evaluations = [read_evaluation(file) for file in config.evaluations]
+    evaluations = read_evaluations(config.evaluations)
     predictions = [read_predictions(file) for file in config.predictions]
     return Page(
         title=config.title,
