@@ -19,8 +19,24 @@ MAY_CHANGE = {"root", "output", "json", "batch_size", "num_workers", "num_draws"
 """Settings that shape neither divisions nor students: a run may go on with others."""
 
 
-def _train_config() -> TrainConfig:
-    return TrainConfig(view="", output="", student=StudentConfig(model=""))
+@dataclass(frozen=True, kw_only=True)
+class DivisionTrainConfig(TrainConfig):
+    """How the student of each division is trained."""
+
+    view: str = ""
+    """Not to be given: each division has its own."""
+    output: str = ""
+    """Not to be given: each division has its own."""
+    student: StudentConfig = field(default_factory=lambda: StudentConfig(model=""))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("view", "output", "upload"):
+            if getattr(self, key):
+                raise ConfigError(key, getattr(self, key), "is not to be given: each division has its own")
+        for key in ("model", "model_args"):
+            if value := getattr(self.student, key):
+                raise ConfigError(f"student.{key}", value, "is not to be given: the student to start from says it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +51,7 @@ class FinetuneConfig:
     """Folder that the benchmark's paths start at, by default the working folder."""
     output: str = ""
     """Folder for the fine-tuned students, their predictions, and result.json; a run that was cut off goes on there. By
-    default one named after verb and benchmark in runs/."""
+    default runs/crossval/BENCHMARK or runs/finetune-fi/BENCHMARK."""
     json: str | None = None
     """File for the metrics of all held-out predictions, as `xmodal evaluate --json` writes them, for `xmodal table`."""
     batch_size: int = 0
@@ -46,7 +62,7 @@ class FinetuneConfig:
     """Bootstrap draws behind each interval."""
     seed: int = 0
     """Decides the bootstrap draws."""
-    train: TrainConfig = field(default_factory=_train_config)
+    train: DivisionTrainConfig = field(default_factory=DivisionTrainConfig)
     """How each student is trained, as `xmodal train` has it. View, output, and what student to start from are left out;
     of a benchmark that has neutral pictures, `loss.neutral` is `kept`; and without random crops, pictures are squashed
     or cut as the student takes them."""
@@ -54,14 +70,6 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         require_range(self, "num_draws", least=1)
         require_range(self, "batch_size", "num_workers", "seed", least=0)
-        train = self.train
-        for key in ("view", "output", "upload"):
-            if getattr(train, key):
-                raise ConfigError(f"train.{key}", getattr(train, key), "is not to be given: each division has its own")
-        for key in ("model", "model_args"):
-            if getattr(train.student, key):
-                rule = "is not to be given: the student to start from says it"
-                raise ConfigError(f"train.student.{key}", getattr(train.student, key), rule)
 
 
 @dataclass(frozen=True, kw_only=True)

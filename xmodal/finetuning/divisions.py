@@ -1,9 +1,10 @@
 """Which pictures train, validate and test: folds that keep duplicates together, or the divisions that were given."""
 
 import csv
+import hashlib
 import io
-import logging
-from collections.abc import Sequence
+import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,6 @@ from xmodal.curation.near_duplicates import near_groups
 from xmodal.evaluation.folds import grouped_folds
 from xmodal.labels import CLASSES, NEUTRAL
 
-log = logging.getLogger(__name__)
-
 FILE = "divisions.csv"
 LEFT_OUT = ""
 """The part of a picture that is in none."""
@@ -35,6 +34,13 @@ class Divisions:
     """Text `(divisions, n)`: train, val, test, or `LEFT_OUT`."""
     groups: np.ndarray
     """int64 `(n,)`: the same for pictures that are duplicates of each other, or share their judgement."""
+    is_decodable: np.ndarray
+    """bool `(n,)`; the others are in no part."""
+
+
+def table_fingerprint(benchmark: Benchmark) -> str:
+    """A sha256 (hex) of which pictures a benchmark has, in which order, and of their scores."""
+    return hashlib.sha256(json.dumps(_judgements(benchmark)).encode()).hexdigest()
 
 
 def classes_of(benchmark: Benchmark) -> np.ndarray:
@@ -58,11 +64,11 @@ def linked_groups(judgements: np.ndarray, packed: np.ndarray, places: np.ndarray
 
 
 def fold_divisions(
-    benchmark: Benchmark, groups: np.ndarray, is_usable: np.ndarray, *, num_folds: int, seed: int
+    benchmark: Benchmark, groups: np.ndarray, is_decodable: np.ndarray, *, num_folds: int, seed: int
 ) -> Divisions:
     """A division for each fold, which is held out for testing. Raises UserError for classes that are too small."""
     classes = classes_of(benchmark)
-    places = np.flatnonzero(is_usable)
+    places = np.flatnonzero(is_decodable)
     for class_id in np.unique(classes[places]).tolist():
         members = places[classes[places] == class_id]
         num_groups = len(np.unique(groups[members]))
@@ -77,11 +83,11 @@ def fold_divisions(
     for number in range(num_folds):
         parts[number, places] = np.where(fold_of == number, "test", "train")
     names = [f"fold-{number}" for number in range(1, num_folds + 1)]
-    return _checked(benchmark, Divisions(names=names, parts=parts, groups=groups))
+    return _checked(benchmark, Divisions(names=names, parts=parts, groups=groups, is_decodable=is_decodable))
 
 
-def given_divisions(benchmark: Benchmark, groups: np.ndarray, is_usable: np.ndarray, source: str) -> Divisions:
-    """The divisions that come with a benchmark, as they are; duplicates across their parts are logged.
+def given_divisions(benchmark: Benchmark, groups: np.ndarray, is_decodable: np.ndarray, source: str) -> Divisions:
+    """The divisions that come with a benchmark, as they are, whatever duplicates are across their parts.
 
     `source` is its definition, which errors name. Raises UserError for divisions that are none.
     """
@@ -89,7 +95,7 @@ def given_divisions(benchmark: Benchmark, groups: np.ndarray, is_usable: np.ndar
     place_of = {path: place for place, path in enumerate(benchmark.paths)}
     parts = np.full((len(splits), len(benchmark.paths)), LEFT_OUT, dtype=object)
     names = [f"split-{number}" for number in range(1, len(splits) + 1)]
-    for name, row, split in zip(names, parts, splits, strict=True):
+    for row, split in zip(parts, splits, strict=True):
         for part in SPLITS:
             table = getattr(split, part)
             paths, scores = read_judgements(benchmark.config, table, source)
@@ -105,16 +111,14 @@ def given_divisions(benchmark: Benchmark, groups: np.ndarray, is_usable: np.ndar
                         f"{table}: {path}: {problem}", f"see `xmodal benchmarks verify {benchmark.config.name}`"
                     )
                 row[place] = part
-        row[~is_usable] = LEFT_OUT
-        num_crossing = sum(len(set(row[groups == group]) - {LEFT_OUT}) > 1 for group in _with_several(groups))
-        if num_crossing:
-            log.warning("%s: %d groups of duplicates are across its parts, and stay there as given", name, num_crossing)
-    return _checked(benchmark, Divisions(names=names, parts=parts, groups=groups))
+        row[~is_decodable] = LEFT_OUT
+    return _checked(benchmark, Divisions(names=names, parts=parts, groups=groups, is_decodable=is_decodable))
 
 
-def _with_several(groups: np.ndarray) -> np.ndarray:
-    numbers, counts = np.unique(groups, return_counts=True)
-    return numbers[counts > 1]
+def num_crossing(groups: np.ndarray, parts: np.ndarray) -> int:
+    """How many groups, int64 `(n,)`, have pictures in several of a division's parts, text `(n,)`."""
+    pairs = {(group, part) for group, part in zip(groups.tolist(), parts.tolist(), strict=True) if part != LEFT_OUT}
+    return sum(count > 1 for count in Counter(group for group, _ in pairs).values())
 
 
 def _checked(benchmark: Benchmark, divisions: Divisions) -> Divisions:
@@ -140,10 +144,9 @@ def write_divisions(folder: Path, benchmark: Benchmark, divisions: Divisions) ->
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*_COLUMNS, *divisions.names])
-    rows = zip(
-        benchmark.paths, benchmark.scores.tolist(), divisions.groups.tolist(), divisions.parts.T.tolist(), strict=True
-    )
-    writer.writerows([path, score, group, *parts] for path, score, group, parts in rows)
+    columns = (benchmark.paths, benchmark.scores, divisions.groups, divisions.is_decodable.astype(int))
+    rows = zip(*(np.asarray(column).tolist() for column in columns), divisions.parts.T.tolist(), strict=True)
+    writer.writerows([*columns, *parts] for *columns, parts in rows)
     LocalStorage(folder).replace(FILE, file.getvalue().encode())
 
 
@@ -151,7 +154,7 @@ def read_divisions(folder: Path, benchmark: Benchmark) -> Divisions:
     """What `write_divisions` wrote. Raises UserError where the benchmark's table is another one by now."""
     with open(folder / FILE, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    if [(row[0], float(row[1])) for row in rows] != list(_judgements(benchmark)):
+    if [(row[0], float(row[1])) for row in rows] != _judgements(benchmark):
         raise UserError(
             f"{folder / FILE}: its pictures or their classes are not those of {benchmark.config.name} any more",
             "bring back the table that the run was begun with, or give a new `output` folder",
@@ -160,11 +163,12 @@ def read_divisions(folder: Path, benchmark: Benchmark) -> Divisions:
         names=header[len(_COLUMNS) :],
         parts=np.array([row[len(_COLUMNS) :] for row in rows], dtype=object).T,
         groups=np.array([int(row[2]) for row in rows]),
+        is_decodable=np.array([row[3] == "1" for row in rows]),
     )
 
 
-_COLUMNS = ("path", "human_score", "group")
+_COLUMNS = ("path", "human_score", "group", "decodable")
 
 
-def _judgements(benchmark: Benchmark) -> Sequence[tuple[str, float]]:
+def _judgements(benchmark: Benchmark) -> list[tuple[str, float]]:
     return list(zip(benchmark.paths, benchmark.scores.tolist(), strict=True))

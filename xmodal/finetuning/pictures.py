@@ -29,7 +29,7 @@ _PICTURES_PER_SHARD = 64
 
 
 def write_pictures(benchmark: Benchmark, folder: Path) -> None:
-    """Write all pictures that can be decoded as a dataset; begun anew, it keeps the shards that are there."""
+    """Write all pictures that can be decoded as a dataset; done again, it keeps the shards that are there."""
     storage = LocalStorage(folder, create=True)
     classes = classes_of(benchmark)
     paths = (benchmark.image_path(place) for place in range(len(benchmark.paths)))

@@ -1,6 +1,6 @@
 """A student, fine-tuned and judged on each division of a benchmark, one after another, by all ranks of a job.
 
-`<output>/config.json` is what the run was begun with; `pictures/` the benchmark as shards, `divisions.csv` which of
+`<output>/config.json` is what the run was begun with; `pictures-…/` the benchmark as shards, `divisions.csv` which of
 them are in which part. Each division has a folder: its view, the trainer's own files, `student/` and, once all of it is
 done, `predictions.csv`. A run that was cut off goes on in the first division without those, from its last checkpoint.
 """
@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from xmodal.finetuning.divisions import (
     given_divisions,
     linked_groups,
     read_divisions,
+    table_fingerprint,
     write_divisions,
 )
 from xmodal.finetuning.pictures import read_pictures, write_division_view, write_pictures
@@ -52,7 +53,7 @@ _PREPARING_SECONDS = 6 * 3600.0
 """That other ranks wait, at most, for the first one to have looked at all pictures."""
 
 Divide = Callable[[Benchmark, np.ndarray, np.ndarray], Divisions]
-"""From pictures, their groups int64 `(n,)`, and which can be used, bool `(n,)`, to their divisions."""
+"""From pictures, their groups int64 `(n,)`, and which can be decoded, bool `(n,)`, to their divisions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,8 @@ def cross_validate(config: CrossvalConfig) -> Outcome:
     was begun with, and where another rank is lost.
     """
 
-    def divide(benchmark: Benchmark, groups: np.ndarray, is_usable: np.ndarray) -> Divisions:
-        return fold_divisions(benchmark, groups, is_usable, num_folds=config.num_folds, seed=config.fold_seed)
+    def divide(benchmark: Benchmark, groups: np.ndarray, is_decodable: np.ndarray) -> Divisions:
+        return fold_divisions(benchmark, groups, is_decodable, num_folds=config.num_folds, seed=config.fold_seed)
 
     return _finetune(config, divide, Path("runs/crossval"))
 
@@ -84,8 +85,8 @@ def finetune_on_splits(config: FinetuneFiConfig) -> Outcome:
     if not load_definition(config.benchmark).splits:
         raise UserError(f"{source}: splits: there are none", "give a benchmark that has some, or use `xmodal crossval`")
 
-    def divide(benchmark: Benchmark, groups: np.ndarray, is_usable: np.ndarray) -> Divisions:
-        return given_divisions(benchmark, groups, is_usable, source)
+    def divide(benchmark: Benchmark, groups: np.ndarray, is_decodable: np.ndarray) -> Divisions:
+        return given_divisions(benchmark, groups, is_decodable, source)
 
     return _finetune(config, divide, Path("runs/finetune-fi"))
 
@@ -134,8 +135,10 @@ def _division_config(config: FinetuneConfig, benchmark: Benchmark, folder: Path)
     train, student = config.train, load_student(config.model)
     spec = input_spec(student, train.student.eval_crop_share, train.student.eval_squash)
     is_whole = train.augment.min_crop_area == train.augment.max_crop_aspect == 1
+    # A plain one, in which view and output can be given.
+    plain = TrainConfig(**{one.name: getattr(train, one.name) for one in fields(TrainConfig)})
     return replace(
-        train,
+        plain,
         student=replace(
             train.student,
             model=f"local-dir:{os.path.abspath(student_folder(config.model))}",
@@ -166,7 +169,8 @@ def _prepare(config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folde
     if (folder / FILE).exists():
         return
     LocalStorage(folder, create=True)
-    dataset = folder / "pictures"
+    # Of the table that it is of: what was left by a run that was killed before may be of another one.
+    dataset = folder / f"pictures-{table_fingerprint(benchmark)[:12]}"
     write_pictures(benchmark, dataset)
     pictures = read_pictures(dataset)
     if not pictures.num_rows:

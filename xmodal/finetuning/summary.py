@@ -13,7 +13,7 @@ from xmodal.benchmarks import Benchmark
 from xmodal.evaluation.evaluate import score
 from xmodal.evaluation.metrics import metrics_of
 from xmodal.evaluation.table import HEADLINE, aligned, interval_of, interval_text
-from xmodal.finetuning.divisions import Divisions
+from xmodal.finetuning.divisions import Divisions, num_crossing
 from xmodal.labels import CLASSES
 
 
@@ -30,6 +30,8 @@ class DivisionResult:
     """Pictures."""
     val: int
     test: int
+    crossing: int
+    """Groups of duplicates that are across its parts: none across folds, some across many a given division."""
     metrics: dict[str, float]
 
 
@@ -80,6 +82,7 @@ def summarise(
             student=f"{name}/student",
             predictions=f"{name}/predictions.csv",
             **{part: int((row == part).sum()) for part in ("train", "val", "test")},
+            crossing=num_crossing(divisions.groups, row),
             metrics=_metrics(benchmark.subset(places), of_division),
         )
         for name, row, places, of_division in zip(divisions.names, divisions.parts, tested, probabilities, strict=True)
@@ -94,7 +97,7 @@ def summarise(
         mean={name: float(of_all.mean()) for name, of_all in values.items()},
         std={name: float(of_all.std()) for name, of_all in values.items()},
         held_out=score(together, np.concatenate(probabilities), num_draws=num_draws, seed=seed),
-        undecodable=int((divisions.parts == "").all(axis=0).sum()),
+        undecodable=int((~divisions.is_decodable).sum()),
         unjudged=num_unjudged,
     )
 
@@ -122,10 +125,14 @@ def summary_text(summary: Summary) -> str:
     together = (interval_text(*interval_of(summary.held_out, metric)) for metric in HEADLINE)
     lines.append(["all held-out", "", str(sum(one.test for one in summary.divisions)), *together])
     notes = ["std: population standard deviation over the divisions; in brackets: 95 % intervals"]
-    if summary.undecodable:
-        notes.append(f"left out: {summary.undecodable} pictures that cannot be decoded")
-    if summary.unjudged:
-        notes.append(f"left out: {summary.unjudged} pictures whose score is 0")
+    for count, why in ((summary.undecodable, "cannot be decoded"), (summary.unjudged, "have a score of 0")):
+        if count:
+            notes.append(f"left out: pictures that {why}: {count}")
+    notes += [
+        f"{one.name}: groups of duplicates across its parts, as given: {one.crossing}"
+        for one in summary.divisions
+        if one.crossing
+    ]
     return "\n".join([*aligned(lines, num_names=1), *notes])
 
 
