@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launchers import launch, start, wait_for_step
+from launchers import launch, losses, start, wait_for_step
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
@@ -150,9 +150,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_bee
     assert (first.stat().st_mtime_ns, (tmp_path / "fold-1" / "metrics.jsonl").read_bytes()) == done_before
     for fold in FOLDS:
         assert weights(tmp_path / fold) == weights(crossvalidated / fold)
-        assert [line["loss"] for line in steps(tmp_path / fold)] == [
-            line["loss"] for line in steps(crossvalidated / fold)
-        ]
+        assert losses(tmp_path / fold) == losses(crossvalidated / fold)
     assert result(tmp_path) == result(crossvalidated)
 
 

@@ -98,7 +98,7 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
         benchmark = benchmark.subset(np.flatnonzero(benchmark.scores != 0))
     folder = Path(config.output or default_folder / benchmark.config.name)
     check_pinned_config(folder, config, MAY_CHANGE)
-    train = _division_config(config, benchmark, folder)
+    train = division_config(config, benchmark, folder)
     with joined_ranks(train.peer_timeout) as ranks:
         limit_waiting(_PREPARING_SECONDS)
         _by_first(ranks, lambda: _prepare(config, benchmark, divide, folder))
@@ -130,8 +130,11 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
     return Outcome(is_finished=True, summary=summary)
 
 
-def _division_config(config: FinetuneConfig, benchmark: Benchmark, folder: Path) -> TrainConfig:
-    """What all divisions are trained by; each has a view and an output of its own."""
+def division_config(config: FinetuneConfig, benchmark: Benchmark, folder: Path) -> TrainConfig:
+    """What all divisions of a run in `folder` are trained by; each has a view and an output of its own.
+
+    Raises UserError for a model that is no student.
+    """
     train, student = config.train, load_student(config.model)
     spec = input_spec(student, train.student.eval_crop_share, train.student.eval_squash)
     is_whole = train.augment.min_crop_area == train.augment.max_crop_aspect == 1
