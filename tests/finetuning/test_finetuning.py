@@ -76,7 +76,10 @@ def test_every_picture_is_held_out_once_and_its_duplicates_with_it(crossvalidate
         assert predicted == [row["path"] for row in divided if row[fold] == "test"]
         assert load_student(str(crossvalidated / fold / "student")).num_classes == 3
         assert not (crossvalidated / fold / "checkpoints").exists()
-        assert [one["crossing"] for one in result(crossvalidated)["divisions"]] == [0, 0, 0]
+        card = (crossvalidated / fold / "student" / "README.md").read_text()
+        assert "fine-tuned on pictures of a benchmark" in card
+        assert "no person annotated" not in card
+    assert [one["crossing"] for one in result(crossvalidated)["divisions"]] == [0, 0, 0]
 
 
 def test_metrics_are_sklearns_on_the_saved_predictions(crossvalidated, bright):

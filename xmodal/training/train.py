@@ -393,7 +393,7 @@ class _Run:
         provenance = provenance_of(
             asdict(self.config),
             view_fingerprint=self.view.fingerprint,
-            view_counts=self.view.description["counts"],
+            view=self.view.description,
             steps=step,
             weights="ema" if has_average else "raw",
             validation=last_validation(self.folder, step),
