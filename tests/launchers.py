@@ -32,14 +32,14 @@ def settings(view: Path | str, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def command(launcher: str, arguments: Sequence[str]) -> list[str]:
+def command(launcher: str, arguments: Sequence[str], program: str = "launch/train.py") -> list[str]:
     """The command line of `python`, `deepspeed` (2 ranks) or `torchrun` (2 ranks)."""
     start = {
         "python": [sys.executable],
         "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", f"--master_port={free_port()}"],
         "torchrun": [str(BIN / "torchrun"), "--nproc-per-node", "2", f"--master-port={free_port()}"],
     }[launcher]
-    return [*start, "launch/train.py", *arguments]
+    return [*start, program, *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -51,9 +51,11 @@ def environment() -> dict[str, str]:
     }
 
 
-def launch(launcher: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def launch(
+    launcher: str, arguments: Sequence[str], program: str = "launch/train.py"
+) -> subprocess.CompletedProcess[str]:
     """Run to the end."""
-    with start(launcher, arguments) as process:
+    with start(launcher, arguments, program) as process:
         try:
             output, _ = process.communicate(timeout=300)
         except BaseException:
@@ -62,9 +64,11 @@ def launch(launcher: str, arguments: Sequence[str]) -> subprocess.CompletedProce
     return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
-def start(launcher: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
+def start(
+    launcher: str, arguments: Sequence[str], program: str = "launch/train.py", **variables: str
+) -> subprocess.Popen[str]:
     """Start in a process group of its own, so that it can be ended with all its children."""
-    return _start(command(launcher, arguments), variables)
+    return _start(command(launcher, arguments, program), variables)
 
 
 def start_ranks(arguments: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:

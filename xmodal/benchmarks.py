@@ -138,6 +138,16 @@ class Benchmark:
         """Where a picture lies."""
         return Path(self.config.images) / self.paths[place]
 
+    def subset(self, places: np.ndarray) -> "Benchmark":
+        """The pictures at these places (int64), in their order; a place may stand there several times."""
+        return replace(
+            self,
+            paths=[self.paths[place] for place in places.tolist()],
+            scores=self.scores[places],
+            groups=self.groups[places],
+            missing=self.missing[places],
+        )
+
     def counts(self) -> dict[str, int]:
         """How many pictures people call negative, neutral and positive; of scores, those at 0 stand as neutral."""
         by_sign = Counter(np.sign(self.scores).astype(int).tolist())

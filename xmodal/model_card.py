@@ -14,7 +14,7 @@ def model_card(
     `head` is said in words; `loading` is the Python that loads the student.
     """
     sections = [
-        _INTRODUCTION,
+        f"{_HEADER}\n\n{_LEARNED_FROM_PEOPLE if provenance.get('benchmark') else _LEARNED_FROM_TEACHER}",
         f"""- Architecture: {architecture}, {num_parameters:,} parameters; head: {head}
 - Input: RGB, {size} by {size} pixels; outputs: logits of {", ".join(CLASSES)}
 
@@ -23,25 +23,29 @@ def model_card(
 ```""",
         "\n".join(_origin(provenance)),
         *_recipe(provenance.get("config")),
-        *_metrics(provenance.get("validation")),
+        *_metrics(provenance.get("validation"), provenance.get("benchmark")),
         _USE,
     ]
     return "\n\n".join(sections) + "\n"
 
 
-_INTRODUCTION = """---
+_HEADER = """---
 library_name: timm
 pipeline_tag: image-classification
 tags:
 - image-classification
 - timm
 ---
-# Image sentiment student
-
+# Image sentiment student"""
+_LEARNED_FROM_TEACHER = """\
 Predicts negative, neutral or positive sentiment from a picture alone. It learned from the soft labels that a text
 teacher gave to the texts of posts; no person annotated its training pictures."""
+_LEARNED_FROM_PEOPLE = """\
+Predicts negative, neutral or positive sentiment from a picture alone. It began as another student, such as one that
+learned from a text teacher, and was fine-tuned on pictures of a benchmark, by what people said of them. It must not be
+judged on those."""
 
-_WEIGHTS = {"ema": "the moving average of the steps' weights", "raw": "those after the last step"}
+_WEIGHTS = {"ema": "the moving average of the steps' weights", "raw": "those after the last of these steps"}
 
 _USE = """## Intended use and limits
 
@@ -61,6 +65,8 @@ def _origin(provenance: Mapping[str, Any]) -> Iterator[str]:
     if converted := provenance.get("converted_from"):
         yield f"- Converted from Keras weights: `{converted['file']}` (SHA-256 `{converted['sha256']}`)"
         return
+    if benchmark := provenance.get("benchmark"):
+        yield f"- Fine-tuned on pictures of the benchmark {benchmark}; those of `test` it has not seen"
     yield f"- View it learned from: `{provenance.get('view_fingerprint', 'unknown')}`"
     counts = provenance.get("view_counts") or {}
     by_class = counts.get("splits_by_class") or {}
@@ -88,7 +94,7 @@ def _recipe(config: Mapping[str, Any] | None) -> Iterator[str]:
     yield "\n".join(["## Recipe", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _metrics(validation: Mapping[str, Any] | None) -> Iterator[str]:
+def _metrics(validation: Mapping[str, Any] | None, benchmark: str | None) -> Iterator[str]:
     if not validation:
         return
     rows = {
@@ -99,19 +105,17 @@ def _metrics(validation: Mapping[str, Any] | None) -> Iterator[str]:
         "loss": "loss",
     }
     lines = [f"| {name} | {validation[key]:.4f} |" for name, key in rows.items() if validation.get(key) is not None]
-    yield "\n".join(
-        [
-            f"""## Metrics
+    about = _AGAINST_PEOPLE if benchmark else _AGAINST_TEACHER
+    yield "\n".join(["## Metrics", "", about.format(step=validation["step"]), "", "| | |", "|---|---|", *lines])
 
-Against its teacher, on pictures of other posts of the same view, as of step {validation["step"]}. They say how well the
+
+_AGAINST_TEACHER = """\
+Against its teacher, on pictures of other posts of the same view, as of step {step}. They say how well the
 student has learned what the teacher says, not how right either is. Recall: of the pictures whose most probable class by
-the teacher is this one, the share in which it is the student's, too.
-
-| | |
-|---|---|""",
-            *lines,
-        ]
-    )
+the teacher is this one, the share in which it is the student's, too."""
+_AGAINST_PEOPLE = """\
+Against what people said, on the part of the benchmark for validation, by which this step, {step}, may have been chosen.
+Recall: of the pictures of a class, the share in which it is the student's, too."""
 
 
 def _settings(section: Mapping[str, Any]) -> str:

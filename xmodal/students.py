@@ -110,14 +110,15 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
 
 
 def _create(name: str, *, pretrained: bool, **arguments: Any) -> Any:
-    """`timm.create_model`, which also loads the folder of a student with the paper's head."""
+    """`timm.create_model`, which also makes a student with the paper's head as its folder has it."""
     folder = Path(name.removeprefix("local-dir:"))
-    gelu = _mlp_gelu(folder / "config.json") if pretrained and name.startswith("local-dir:") else None
+    gelu = _mlp_gelu(folder / "config.json") if name.startswith("local-dir:") else None
     if gelu is None:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     model = timm.create_model(name, pretrained=False, **arguments)
     put_mlp_head(model, gelu)
-    load_checkpoint(model, str(folder / "model.safetensors"))
+    if pretrained:
+        load_checkpoint(model, str(folder / "model.safetensors"))
     return model
 
 
@@ -159,7 +160,7 @@ def load_student(folder: str) -> torch.nn.Module:
     `folder` may be the name of one of the paper's models (`xmodal.published`) that was pulled; a folder of that name
     comes first. Raises UserError if it is no student.
     """
-    folder = _folder_of(folder)
+    folder = student_folder(folder)
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json, so this is no student", "train one first, or check the path")
@@ -175,8 +176,11 @@ def load_student(folder: str) -> torch.nn.Module:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
 
 
-def _folder_of(folder: str) -> str:
-    """The folder that is meant by a folder, or by the name of a published model."""
+def student_folder(folder: str) -> str:
+    """The folder that is meant by a folder, or by the name of a published model.
+
+    Raises UserError for a name that is none of those, or of a model that was not pulled.
+    """
     if os.path.lexists(folder) or "/" in folder:
         return folder
     if folder not in PUBLISHED:

@@ -23,6 +23,7 @@ from xmodal.curation.config import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
 from xmodal.evaluation.paper_table import TableConfig
+from xmodal.finetuning.config import CrossvalConfig, FinetuneFiConfig
 from xmodal.label_quality.agree import AgreeConfig
 from xmodal.label_quality.calibrate import CalibrateConfig
 from xmodal.labelling.config import LabelConfig
@@ -40,6 +41,8 @@ CONFIGS = {
     "train": TrainConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
+    "crossval": CrossvalConfig,
+    "finetune-fi": FinetuneFiConfig,
     "table": TableConfig,
     "report": ReportConfig,
     "demo": DemoConfig,

@@ -10,7 +10,15 @@ import timm
 import torch
 
 from shards.errors import ConfigError, UserError
-from xmodal.students import PRESETS, StudentConfig, create_student, export_student, input_spec, load_student
+from xmodal.students import (
+    PRESETS,
+    StudentConfig,
+    create_student,
+    export_student,
+    input_spec,
+    load_student,
+    put_mlp_head,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -118,6 +126,17 @@ def test_a_student_with_the_papers_head_can_be_where_another_begins(tmp_path):
     assert torch.equal(logits(again), logits(student))
     with pytest.raises(UserError, match=r"set student\.head=mlp"):
         create_student(StudentConfig(model=f"local-dir:{folder}"))
+
+
+def test_a_student_that_begins_as_one_of_the_authors_keeps_their_gelu_without_its_weights_too(tmp_path):
+    student = new_student(**TINY)
+    put_mlp_head(student, "tanh")
+    folder = export(student, tmp_path / "student")
+    # As the trainer makes the student that it loads what was learned into.
+    again = create_student(StudentConfig(model=f"local-dir:{folder}", head="mlp", pretrained=False))
+    again.load_state_dict(student.state_dict())
+    assert config_json(export(again, tmp_path / "again"))["head_gelu"] == "tanh"
+    assert torch.equal(logits(again), logits(student))
 
 
 def test_the_buffers_of_batch_norm_are_exported(tmp_path):

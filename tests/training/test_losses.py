@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
+from shards.errors import UserError
 from xmodal.training.config import LossConfig
 from xmodal.training.losses import (
     DistillationLoss,
@@ -33,7 +34,12 @@ WEIGHTS: list[dict[str, Any]] = [
     {"confidence_power": 2.0},
     {"class_weights": "balanced", "confidence_power": 1.0},
 ]
-CONFIGS = [LossConfig(**loss, **weights) for loss in LOSSES for weights in WEIGHTS]
+CONFIGS = [
+    LossConfig(**loss, **weights, **neutral)
+    for loss in LOSSES
+    for weights in WEIGHTS
+    for neutral in ({}, {"neutral": "masked"})
+]
 
 
 def soft_labels(num: int, seed: int) -> torch.Tensor:
@@ -165,3 +171,29 @@ def test_the_mean_of_two_ranks_is_the_loss_of_the_global_batch(config):
     loss = DistillationLoss(config, lambda: confident_labels(100, 4))
     halves = [loss(logits[part], targets[part]).mean() for part in (slice(4), slice(4, 8))]
     torch.testing.assert_close(sum(halves) / 2, loss(logits, targets).mean())
+
+
+@given(seed=st.integers(0, 10**6))
+def test_with_neutral_masked_the_loss_is_that_of_keras_on_probabilities_multiplied_by_the_papers_mask(seed):
+    generator = np.random.default_rng(seed)
+    logits = torch.tensor(generator.normal(0, 1, (16, 3)), requires_grad=True)
+    classes = torch.tensor(generator.choice([0, 2], 16))
+    # Keras's sparse_categorical_crossentropy: clipped, logarithms, and a softmax over those.
+    masked = logits.softmax(dim=1) * torch.tensor([1, 1e-7, 1])
+    expected = torch.nn.functional.cross_entropy(masked.clamp(1e-7, 1 - 1e-7).log(), classes, reduction="none")
+    for kind in ("hard", "soft"):
+        loss = DistillationLoss(LossConfig(kind=kind, neutral="masked"), lambda: torch.eye(3)[classes])
+        found = loss(logits, torch.eye(3)[classes])
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+        [gradient] = torch.autograd.grad(found.sum(), logits)
+        assert gradient[:, 1].abs().max() == 0
+
+
+def test_a_neutral_label_cannot_be_masked():
+    targets = torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.5, 0.3]])
+    with pytest.raises(UserError, match="1 of 2 samples are neutral"):
+        DistillationLoss(LossConfig(neutral="masked"), lambda: targets)
+    loss = DistillationLoss(LossConfig(neutral="masked"), lambda: targets[1:])
+    expected = -(0.4 * math.log(0.25) + 0.6 * math.log(0.75))
+    found = loss(torch.tensor([[0.1, 0.7, 0.3]]).log(), targets[1:])
+    assert found.item() == pytest.approx(expected, rel=1e-5)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, recall_score
 
+from xmodal.evaluation.metrics import accuracy, polarity_of
 from xmodal.labels import CLASSES, NEGATIVE, NEUTRAL, POSITIVE
 from xmodal.training.validation import NUM_SUMS, validation_metrics, validation_sums
 
@@ -48,3 +49,16 @@ def test_the_divergence_of_the_teacher_from_itself_is_nothing():
 
 def test_of_no_samples_there_is_nothing_to_say():
     assert validation_metrics(torch.zeros(NUM_SUMS, dtype=torch.float64)) == {}
+
+
+def test_agreement_on_polarity_is_the_papers_accuracy():
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet([1, 1, 1], 101)
+    teacher = generator.integers(0, 3, 101)
+    targets = torch.nn.functional.one_hot(torch.tensor(teacher), len(CLASSES)).double()
+    logits = torch.tensor(probabilities).log()
+    sums = validation_sums(logits, targets, torch.zeros(101), torch.ones(101, dtype=torch.bool))
+    expected = accuracy(polarity_of(probabilities), teacher - 1, np.ones(101))
+    assert validation_metrics(sums)["polarity_agreement"] == pytest.approx(expected)
+    all_neutral = metrics_of([NEGATIVE, POSITIVE], [NEUTRAL, NEUTRAL])
+    assert all_neutral["polarity_agreement"] is None

@@ -14,7 +14,7 @@ from xmodal.cli.judging import benchmarks, evaluate, table
 from xmodal.cli.labelling import agree, calibrate, collect, label
 from xmodal.cli.project import demo, doctor, report
 from xmodal.cli.published import models
-from xmodal.cli.training import export, train
+from xmodal.cli.training import crossval, export, finetune_fi, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,9 +49,23 @@ def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) 
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
-    verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
+    verb.__name__.replace("_", "-"): ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
-        *(collect, label, curate, agree, calibrate, train, export, evaluate, table, report, demo),
+        *(
+            collect,
+            label,
+            curate,
+            agree,
+            calibrate,
+            train,
+            export,
+            evaluate,
+            crossval,
+            finetune_fi,
+            table,
+            report,
+            demo,
+        ),
         *(benchmarks, models, view, forget, shards, doctor),
     )
 }
@@ -65,7 +79,7 @@ def _overview() -> str:
         "learns from them. `xmodal COMMAND --help` lists the settings of a command.",
         "",
     ]
-    lines += [f"  {verb:<11}{summary}" for verb, (summary, _) in VERBS.items()]
+    lines += [f"  {verb:<13}{summary}" for verb, (summary, _) in VERBS.items()]
     lines += ["", "Start with:  xmodal demo"]
     return "\n".join(lines)
 

@@ -70,7 +70,8 @@ def read_config(config_class: type[T], arguments: list[str], verb: Callable[...,
     from xmodal.config import load_config
 
     description = inspect.cleandoc(verb.__doc__ or "")
-    return load_config(config_class, arguments, command=f"xmodal {verb.__name__}", description=description)
+    command = f"xmodal {verb.__name__.replace('_', '-')}"
+    return load_config(config_class, arguments, command=command, description=description)
 
 
 def parsed_arguments(parser: argparse.ArgumentParser, arguments: list[str], verb: str) -> argparse.Namespace:

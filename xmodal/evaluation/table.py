@@ -23,16 +23,19 @@ class Row(NamedTuple):
 def results_text(rows: Sequence[Row]) -> str:
     """For a terminal. A benchmark of which pictures are missing is marked, and the marks are explained."""
     lines = _cells(rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    num_names = lines[0].index("n")
-    text = [
+    return "\n".join([*aligned(lines, num_names=lines[0].index("n")), *_partial_notes(rows)])
+
+
+def aligned(lines: Sequence[Sequence[str]], *, num_names: int) -> list[str]:
+    """Cells as columns: the first so many to the left, the others, numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
         "  ".join(
             f"{cell:<{width}}" if column < num_names else f"{cell:>{width}}"
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]
-    return "\n".join([*text, *_partial_notes(rows)])
 
 
 def results_markdown(rows: Sequence[Row]) -> str:

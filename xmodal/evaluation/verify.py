@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 from shards.errors import UserError
 from xmodal.benchmarks import (
@@ -21,14 +20,11 @@ from xmodal.benchmarks import (
     read_benchmark,
     read_judgements,
 )
-from xmodal.crawl.pictures import PILLOW_MAX_PIXELS, PictureConfig, RefusedPictureError, check_picture
 from xmodal.curation.datasets import map_in_order
 from xmodal.curation.near_duplicates import near_groups, pack_hashes
+from xmodal.evaluation.folds import NUM_FOLDS, stratified_folds
+from xmodal.evaluation.pictures import read_picture
 from xmodal.labels import CLASSES
-
-_ANY_PICTURE = PictureConfig(min_side=1, max_side=0, max_pixels=PILLOW_MAX_PIXELS)
-_NUM_FOLDS, _FOLD_SEED = 5, 42
-"""Of the paper's five-fold protocol: scikit-learn's stratified folds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +112,11 @@ def _hashes(benchmark: Benchmark) -> list[_Hashes | str | None]:
 def _hashed(path: Path | None) -> _Hashes | str | None:
     if path is None:
         return None
-    try:
-        content = path.read_bytes()
-        return _Hashes(sha256=hashlib.sha256(content).hexdigest(), pdq=check_picture(content, _ANY_PICTURE).pdq)
-    except OSError as error:
-        return error.strerror or str(error)
-    except RefusedPictureError as error:
-        return error.reason
+    found = read_picture(path)
+    if isinstance(found, str):
+        return found
+    content, picture = found
+    return _Hashes(sha256=hashlib.sha256(content).hexdigest(), pdq=picture.pdq)
 
 
 def _missing_and_undecodable(benchmark: Benchmark, hashes: Sequence[_Hashes | str | None]) -> Iterator[Finding]:
@@ -174,15 +168,12 @@ def _contradictions(benchmark: Benchmark, groups: Sequence[Sequence[int]]) -> It
 def _crossing_folds(benchmark: Benchmark, groups: Sequence[Sequence[int]]) -> Iterator[Finding]:
     classes = np.sign(benchmark.scores)
     # Fewer than that of a class cannot be cut into so many folds.
-    if min(np.unique(classes, return_counts=True)[1]) < _NUM_FOLDS:
+    if min(np.unique(classes, return_counts=True)[1]) < NUM_FOLDS:
         return
-    fold_of = np.empty(len(classes), dtype=np.int64)
-    folds = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=_FOLD_SEED)
-    for number, (_, test) in enumerate(folds.split(np.zeros(len(classes)), classes)):
-        fold_of[test] = number
+    fold_of = stratified_folds(classes)
     crossing = [group for group in groups if len(set(fold_of[list(group)])) > 1]
     if crossing:
-        what = f"{_groups(len(crossing))} of duplicates across the paper's {_NUM_FOLDS} folds"
+        what = f"{_groups(len(crossing))} of duplicates across the paper's {NUM_FOLDS} folds"
         yield Finding(kind="note", what=what, pictures=_named(benchmark, crossing))
 
 

@@ -60,15 +60,16 @@ def kept_steps(steps: Sequence[int], keep: Keep, best: int | None) -> set[int]:
     return kept
 
 
-def best_step(divergences: dict[int, float]) -> int | None:
-    """Of step → divergence from the teacher in validation, the step with the least; of equals the newer one."""
-    return min(divergences, key=lambda step: (divergences[step], -step), default=None)
+def best_step(costs: dict[int, float]) -> int | None:
+    """Of step → cost in validation, such as the divergence from the teacher, the step with the least; of equals the
+    newer one."""
+    return min(costs, key=lambda step: (costs[step], -step), default=None)
 
 
 def save_checkpoint(engine: Any, folder: Path, *, step: int, state: dict[str, Any], ranks: Ranks, keep: Keep) -> None:
     """Save the engine and `state` (plain values) as of `step` done steps; all ranks call it.
 
-    Of the state, `validation_kl` (None where it was not measured) decides which checkpoint is the best. Raises
+    Of the state, `validation_cost` (None where it was not measured) decides which checkpoint is the best. Raises
     UserError on the first rank where the others write to a folder that it does not see.
     """
     target = folder / _tag(step)
@@ -145,6 +146,13 @@ def read_weights(folder: Path, world_size: int, kind: str) -> dict[str, torch.Te
         else:
             [weights[name]] = by_kind.get(kind) or by_kind[WEIGHT]
     return weights
+
+
+def read_best_weights(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], int]:
+    """`read_weights` of the checkpoint in `folder` that was best in validation, and its step."""
+    best = folder / (folder / "best").read_text().strip()
+    commit = json.loads((best / COMMIT_FILE).read_text())
+    return read_weights(best, commit["world_size"], kind), commit["step"]
 
 
 def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -247,7 +255,7 @@ def _name_and_drop(folder: Path, keep: Keep) -> None:
     commits = _read_commits(folder)
     storage = LocalStorage(folder)
     storage.replace("latest", _tag(max(commits)).encode())
-    measured = {step: kl for step, commit in commits.items() if (kl := commit.get("validation_kl")) is not None}
+    measured = {step: cost for step, commit in commits.items() if (cost := commit.get("validation_cost")) is not None}
     best = best_step(measured)
     if best is not None:
         storage.replace("best", _tag(best).encode())

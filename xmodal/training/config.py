@@ -26,6 +26,10 @@ class LossConfig:
     """For `hard` and `mixed`: mass of the hard loss spread evenly over the classes (the paper: 0.2)."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: each class weighs as if the view held equally much of all three."""
+    neutral: Literal["kept", "masked"] = "kept"
+    """`masked`: the loss is that of negative and positive alone, each by its share of the probability of both, in the
+    labels too; what the student gives to neutral does not matter. For labels that have no neutral class: the paper's
+    fine-tuning, which multiplies the student's neutral probability by 10⁻⁷ before Keras scales them to add up to 1."""
     confidence_power: float = 0.0
     """Each sample weighs as the teacher's confidence to this power, their mean over the view being 1: with 1, one that
     the teacher gives 0.9 weighs twice as much as one of 0.45. 0: all weigh the same."""
@@ -132,7 +136,12 @@ class TrainConfig:
     """Optimizer steps between checkpoints, besides those of epochs; 0 for none. With neither, a run that is cut off
     starts anew."""
     keep_checkpoints: int = 2
-    """The newest checkpoints, so many of them, are kept. So is the best by validation (least `kl`)."""
+    """The newest checkpoints, so many of them, are kept. So is the best by validation (see `select`)."""
+    select: Literal["last", "kl", "polarity_agreement"] = "last"
+    """Which step's weights become the student. `last`: the last one's. `kl`: those of the checkpoint that diverged
+    least from the labels in validation. `polarity_agreement`: of the one that had the right one of negative and
+    positive most often, neutral being dropped; of equals, of the newer. The best checkpoint, which is kept, is the best
+    in that sense, and by `kl` where it does not matter."""
     keep_every_steps: int = 0
     """The first checkpoint of every so many steps is kept for good; 0 for none."""
     upload: str = ""
@@ -162,3 +171,5 @@ class TrainConfig:
         if len(set(self.trackers)) < len(self.trackers):
             raise ConfigError("trackers", self.trackers, "names one twice")
         require_range(self, "frozen_epochs", least=0, most=self.epochs)
+        if self.select != "last" and not self.checkpoint_every_epochs:
+            raise ConfigError("select", self.select, "needs checkpoint_every_epochs of 1 or more; or choose last")

@@ -77,7 +77,7 @@ def export(config: ExportConfig) -> ExportSummary:
     provenance = provenance_of(
         settings,
         view_fingerprint=fingerprint,
-        view_counts=_view_counts(settings["view"], fingerprint),
+        view=_view_description(settings["view"], fingerprint),
         steps=commit["step"],
         weights=weights,
         validation=last_validation(run, commit["step"]),
@@ -131,7 +131,7 @@ def _load(config: StudentConfig, folder: Path, commit: dict[str, Any], weights: 
     return model.eval()
 
 
-def _view_counts(url: str, fingerprint: str) -> dict[str, Any] | None:
+def _view_description(url: str, fingerprint: str) -> dict[str, Any] | None:
     """How much the student learned from, if the view is still where it was."""
     try:
         view = open_view(url)
@@ -141,7 +141,7 @@ def _view_counts(url: str, fingerprint: str) -> dict[str, Any] | None:
     if view.fingerprint != fingerprint:
         log.info("the model card will not have the view's counts: %s is another view now", url)
         return None
-    return view.description["counts"]
+    return view.description
 
 
 def _onnx_runtime() -> Any:

@@ -5,21 +5,36 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that all of PyTorch's users know
 
+from shards.errors import UserError
+from xmodal.labels import NEGATIVE, POSITIVE
 from xmodal.training.config import LossConfig
+
+POLES = [NEGATIVE, POSITIVE]
 
 
 class DistillationLoss:
     """The loss of samples of one view: its weights are those of all of the view's train split."""
 
     def __init__(self, config: LossConfig, read_targets: Callable[[], torch.Tensor]) -> None:
-        """`read_targets` gives the soft labels of the whole train split, `(n, classes)`; only what has weights asks."""
+        """`read_targets` gives the soft labels of the whole train split, `(n, classes)`; not all losses ask for them.
+
+        Raises UserError where neutral is to be masked and has all of the probability of a sample.
+        """
         self.config = config
         self._mean_confidence_weight = 1.0
         self._soft_class_weights: torch.Tensor | None = None
         self._hard_class_weights: torch.Tensor | None = None
-        if not config.confidence_power and config.class_weights == "none":
+        if not config.confidence_power and config.class_weights == "none" and config.neutral == "kept":
             return
         train_targets = read_targets()
+        if config.neutral == "masked":
+            num_neutral = int((train_targets[:, POLES].sum(dim=1) == 0).sum())
+            if num_neutral:
+                raise UserError(
+                    f"loss.neutral: masked, but {num_neutral} of {len(train_targets)} samples are neutral and no more",
+                    "set loss.neutral: kept, or leave those samples out of the view",
+                )
+            train_targets = poles_of(train_targets)
         weights = confidence_weights(train_targets, config.confidence_power)
         self._mean_confidence_weight = weights.double().mean().item()
         if config.class_weights == "balanced":
@@ -35,6 +50,8 @@ class DistillationLoss:
         ranks' means is the mean over the global batch.
         """
         config = self.config
+        if config.neutral == "masked":
+            logits, targets = logits[:, POLES], poles_of(targets)
         hard_share = {"soft": 0.0, "hard": 1.0, "mixed": config.hard_share}[config.kind]
         losses = torch.zeros(len(logits), device=logits.device)
         if hard_share < 1:
@@ -45,6 +62,12 @@ class DistillationLoss:
         if config.confidence_power:
             losses *= confidence_weights(targets, config.confidence_power) / self._mean_confidence_weight
         return losses
+
+
+def poles_of(targets: torch.Tensor) -> torch.Tensor:
+    """Soft labels `(n, classes)` → those of negative and positive alone, `(n, 2)`, scaled to add up to 1."""
+    poles = targets[:, POLES].float()
+    return poles / poles.sum(dim=1, keepdim=True)
 
 
 def soft_cross_entropy(

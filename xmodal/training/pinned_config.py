@@ -1,7 +1,7 @@
-"""The config that a run was begun with, and that it is resumed with, as far as it shapes the student."""
+"""The config (a dataclass) that a run was begun with, and that it is resumed with, as far as it shapes the result."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ from typing import Any
 from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import LocalStorage
-from xmodal.training.config import TrainConfig
 
-_MAY_CHANGE = {
+MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
@@ -19,25 +18,27 @@ _MAY_CHANGE = {
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip
-"""Settings that do not shape the student: a run may be resumed with others."""
+"""Settings of `TrainConfig` that do not shape the student: a run may be resumed with others."""
 
 
-def check_pinned_config(folder: Path, config: TrainConfig) -> None:
-    """Raise UserError if a setting that shapes the student is not what the run in this folder was begun with."""
+def check_pinned_config(folder: Path, config: Any, may_change: Collection[str] = MAY_CHANGE) -> None:
+    """Raise UserError if a setting is not what the run in this folder was begun with; a few, by their dotted names, may
+    change.
+    """
     path = folder / "config.json"
     if not path.exists():
         return
     pinned = parse_json_object(path.read_bytes(), str(path), "give a new `output` folder")
     begun_with = dict(dotted(pinned))
     for name, value in dotted(json.loads(json.dumps(asdict(config)))):
-        if name not in _MAY_CHANGE and begun_with.get(name) != value:
+        if name not in may_change and begun_with.get(name) != value:
             raise UserError(
                 f"{path}: {name}: this run was begun with {begun_with.get(name)!r}, not {value!r}",
                 "go on with the settings it was begun with, or give a new `output` folder",
             )
 
 
-def pin_config(folder: Path, config: TrainConfig) -> None:
+def pin_config(folder: Path, config: Any) -> None:
     """Keep the config of a run that begins: once everything that it names was found to be there."""
     LocalStorage(folder, create=True).replace("config.json", json.dumps(asdict(config), indent=2).encode() + b"\n")
 

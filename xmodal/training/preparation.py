@@ -55,6 +55,8 @@ def prepare(config: TrainConfig, view: View, ranks: Ranks) -> Preparation:
     """Make the student, its stream and its loss. Raises UserError for what cannot be trained, or resumed."""
     if committed_steps(Path(config.output, "checkpoints")):
         check_pinned_config(Path(config.output), config)
+    if config.select != "last":
+        view.split("val")  # which must have samples to select by
     torch.manual_seed(config.seed)
     model = create_student(config.student)
     spec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)

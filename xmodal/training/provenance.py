@@ -15,16 +15,22 @@ def provenance_of(
     config: Mapping[str, Any],
     *,
     view_fingerprint: str,
-    view_counts: Mapping[str, Any] | None,
+    view: Mapping[str, Any] | None,
     steps: int,
     weights: str,
     validation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """`config` is that of the run, as plain values; `weights` is "ema" or "raw", `validation` the last one's line."""
+    """`config` is that of the run, as plain values; `view` what view.json says, if it is there; `weights` is "ema" or
+    "raw", `validation` the line of that step's.
+
+    `benchmark` is named where the view's labels are what people said of its pictures.
+    """
+    view = view or {}
     return {
         "xmodal": xmodal.__version__,
         "view_fingerprint": view_fingerprint,
-        "view_counts": view_counts,
+        "view_counts": view.get("counts"),
+        **({"benchmark": view["benchmark"]} if "benchmark" in view else {}),
         "steps": steps,
         "weights": weights,
         "validation": validation,

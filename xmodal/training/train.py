@@ -2,9 +2,7 @@
 
 import json
 import logging
-import re
 import secrets
-import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,8 +18,9 @@ from shards.stream import EvalStream, told_of_lost_workers
 from shards.view import View, open_view
 from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import create_student, export_student
-from xmodal.training.agreement import gather_objects, require_agreement, versions
-from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
+from xmodal.training import ema
+from xmodal.training.agreement import require_agreement, versions
+from xmodal.training.checkpoint import Keep, load_checkpoint, read_best_weights, save_checkpoint
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import PASSES, forward_flops, utilisation
 from xmodal.training.ema import decay_of_step
@@ -35,12 +34,14 @@ from xmodal.training.engine import (
     set_ema_decay,
     set_learning_rate,
 )
+from xmodal.training.engine_state import WEIGHT
+from xmodal.training.job import joined_ranks
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.pinned_config import dotted, pin_config
 from xmodal.training.preparation import prepare, start_engine
 from xmodal.training.provenance import last_validation, provenance_of, settings_without_paths
-from xmodal.training.ranks import Ranks, lost_ranks, start_process_group
+from xmodal.training.ranks import Ranks
 from xmodal.training.schedule import learning_rate, step_in_phase
 from xmodal.training.step_log import StepClock, StepLog, checksum, memory_gib
 from xmodal.training.stop import StopRequest
@@ -60,44 +61,38 @@ def train(config: TrainConfig) -> bool:
     that do not agree, before the first step; and where another rank is lost.
     """
     # Before the ranks wait for each other: the likeliest mistakes are told at once.
+    view = _begin(config)
+    with joined_ranks(config.peer_timeout) as ranks:
+        return _train(config, view, ranks)
+
+
+def train_within(config: TrainConfig, ranks: Ranks) -> bool:
+    """As `train`, by ranks that have met (`joined_ranks`) and may do more together: several runs, one after another."""
+    return _train(config, _begin(config), ranks)
+
+
+def _begin(config: TrainConfig) -> View:
+    """What can be found out alone: the view, checked; the output folder is there then."""
     view = open_view(config.view)
     if not config.allow_forgotten:
         refuse_forgotten(view)
     require_trackers(config.trackers)
     LocalStorage(config.output, create=True)
+    return view
+
+
+def _train(config: TrainConfig, view: View, ranks: Ranks) -> bool:
+    require_agreement(_facts(config, view), ranks)
     stop = StopRequest(Path(config.stop_file or Path(config.output, "stop")))
-    ranks = start_process_group(config.peer_timeout)
-    if not ranks.is_first:
-        logging.getLogger().setLevel(logging.WARNING)
-    hosts: list[str] = []
-    try:
-        hosts = gather_objects(socket.gethostname(), ranks)
-        require_agreement(_facts(config, view), ranks)
-        if config.upload:
-            if ranks.is_first:
-                fetch_newest(open_storage(config.upload, create=True), Path(config.output))
-            dist.barrier()
-        with told_of_lost_workers(), stop.listening(), Watchdog(config.step_timeout, ranks.rank) as watchdog:
-            return _Run(config, view, ranks, stop, watchdog).run()
-    except RuntimeError as error:
-        # The backends have no class of their own for it. Its traceback would bury what the rank itself has said.
-        if not _LOST_RANK.search(str(error)):
-            raise
-        lost = ", ".join(f"{rank} on {hosts[rank] if hosts else 'its host'}" for rank in lost_ranks(ranks))
-        raise UserError(
-            f"rank {ranks.rank}: another rank has ended or does not answer, so this one cannot go on"
-            + (f": rank {lost}" if lost else ""),
-            "see what the other rank says; started again, the run goes on from its last checkpoint",
-        ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-_LOST_RANK = re.compile(
-    "connection (closed|reset|refused)|socket closed|remote process exited|timed out waiting|application timeout",
-    re.IGNORECASE,
-)
+    if config.upload:
+        if ranks.is_first:
+            fetch_newest(open_storage(config.upload, create=True), Path(config.output))
+        dist.barrier()
+    with told_of_lost_workers(), stop.listening(), Watchdog(config.step_timeout, ranks.rank) as watchdog:
+        run = _Run(config, view, ranks, stop, watchdog)
+        finished = run.run()
+        run.engine.destroy()
+    return finished
 
 
 def _facts(config: TrainConfig, view: View) -> dict[str, Any]:
@@ -167,9 +162,9 @@ class _Run:
             if self.stream.epoch > epoch or self.step == self.total_steps:
                 self.watchdog.progress("validation")
                 average_buffers(self.engine.module, self.ranks.world_size)
-                divergence = self._validate(epoch)
+                cost = self._validate(epoch)
                 if stopped or self._is_epoch_saved(epoch):
-                    self._save(divergence)
+                    self._save(cost)
             elif stopped:
                 self._save()
         self.stream.close()
@@ -202,7 +197,7 @@ class _Run:
         every = self.config.checkpoint_every_epochs
         return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
 
-    def _save(self, validation_kl: float | None = None) -> None:
+    def _save(self, validation_cost: float | None = None) -> None:
         self.watchdog.progress("saving a checkpoint")
         save_checkpoint(
             self.engine,
@@ -211,7 +206,7 @@ class _Run:
             state={
                 "stream": self.stream.state_dict(),
                 "skipped": self.skipped.state_dict(),
-                "validation_kl": validation_kl,
+                "validation_cost": validation_cost,
                 "run_id": self.run_id,  # the first rank's is kept
             },
             ranks=self.ranks,
@@ -342,7 +337,10 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self, epoch: int) -> float | None:
-        """Against the teacher, on the view's val split: every sample once over all ranks. Returns the divergence."""
+        """Against the teacher, on the view's val split: every sample once over all ranks.
+
+        Returns what is least in the best one; None where there is nothing to validate on.
+        """
         if not self.view.description["counts"]["splits"]["val"]:
             return None
         student = self._averaged_student() if self.config.optimizer.ema_decay else self.engine
@@ -369,6 +367,9 @@ class _Run:
             return None
         if self.log:
             self.log.write("validation", self.step, {"epoch": epoch, **values})
+        agreement = values["polarity_agreement"]
+        if self.config.select == "polarity_agreement" and agreement is not None:
+            return -agreement
         return values["kl"]
 
     def _averaged_student(self) -> torch.nn.Module:
@@ -381,23 +382,27 @@ class _Run:
         return model
 
     def _export(self) -> None:
-        weights = full_averaged_weights(self.engine)
+        has_average = bool(self.config.optimizer.ema_decay)
+        step = self.step
+        if self.config.select == "last":
+            weights = full_averaged_weights(self.engine)
+        elif self.ranks.is_first:
+            weights, step = read_best_weights(self.folder / "checkpoints", ema.KEY if has_average else WEIGHT)
         if not self.ranks.is_first:
             return
-        model = self._student(weights)
         provenance = provenance_of(
             asdict(self.config),
             view_fingerprint=self.view.fingerprint,
-            view_counts=self.view.description["counts"],
-            steps=self.step,
-            weights="ema" if self.config.optimizer.ema_decay else "raw",
-            validation=last_validation(self.folder, self.step),
+            view=self.view.description,
+            steps=step,
+            weights="ema" if has_average else "raw",
+            validation=last_validation(self.folder, step),
         )
         export_student(
-            model,
+            self._student(weights),
             str(self.folder / "student"),
             crop_share=self.spec.crop_share,
             squash=self.spec.squash,
             provenance=provenance,
         )
-        log.info("student exported to %s", self.folder / "student")
+        log.info("student of step %d exported to %s", step, self.folder / "student")

@@ -2,10 +2,10 @@
 
 import torch
 
-from xmodal.labels import CLASSES
+from xmodal.labels import CLASSES, NEGATIVE, NEUTRAL, POSITIVE
 from xmodal.training.losses import teacher_entropy
 
-NUM_SUMS = 3 + 2 * len(CLASSES)
+NUM_SUMS = 5 + 2 * len(CLASSES)
 
 
 def validation_sums(
@@ -14,25 +14,33 @@ def validation_sums(
     """Sums over the samples of a batch that `mask` (B) keeps, float64; those of disjoint batches add up.
 
     `logits` and `targets`, the teacher's probabilities, are (B, classes); `losses` is (B). Returns `NUM_SUMS` values:
-    samples, losses, divergences, and by the teacher's most probable class: samples, and those in which the student's
-    is the same.
+    samples, losses, divergences, samples that are not neutral by the teacher, those of them in which the student has
+    the right one of negative and positive, and by the teacher's most probable class: samples, and those in which the
+    student's is the same.
     """
     cross_entropy = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
     of_class = torch.nn.functional.one_hot(targets.argmax(dim=1), len(CLASSES)).T
     agreeing = logits.argmax(dim=1) == targets.argmax(dim=1)
+    is_polar = targets.argmax(dim=1) != NEUTRAL
+    is_positive = logits[:, POSITIVE] > logits[:, NEGATIVE]
+    has_right_sign = is_polar & (is_positive == (targets[:, POSITIVE] > targets[:, NEGATIVE]))
+    divergences = cross_entropy - teacher_entropy(targets)
     rows = torch.stack(
-        [torch.ones_like(losses), losses, cross_entropy - teacher_entropy(targets), *of_class, *(of_class * agreeing)]
+        [torch.ones_like(losses), losses, divergences, is_polar, has_right_sign, *of_class, *(of_class * agreeing)]
     )
     return (rows * mask).double().sum(dim=1)
 
 
 def validation_metrics(sums: torch.Tensor) -> dict[str, float | None]:
-    """`loss`, `kl`, `teacher_agreement` and recalls, from the sums of all samples; nothing of none.
+    """`loss`, `kl`, agreements and recalls, from the sums of all samples; nothing of none.
 
+    `teacher_agreement` is the share of the samples with the same most probable class. `polarity_agreement` is the
+    accuracy by the paper's rule, neutral being dropped on both sides: of the samples that are not neutral by the
+    teacher, the share in which the student has the same one of negative and positive more probable; None of none.
     `recall_CLASS` is the share of the samples whose most probable class by the teacher is this one in which it is the
     student's, too; None where there are none. `recall_macro` is the mean over the classes that have one.
     """
-    num_samples, loss, divergence, *by_class = sums.tolist()
+    num_samples, loss, divergence, num_polar, right_signs, *by_class = sums.tolist()
     if not num_samples:
         return {}
     of_class, agreeing = by_class[: len(CLASSES)], by_class[len(CLASSES) :]
@@ -42,6 +50,7 @@ def validation_metrics(sums: torch.Tensor) -> dict[str, float | None]:
         "loss": loss / num_samples,
         "kl": divergence / num_samples,
         "teacher_agreement": sum(agreeing) / num_samples,
+        "polarity_agreement": right_signs / num_polar if num_polar else None,
         **{f"recall_{name}": recall for name, recall in zip(CLASSES, recalls, strict=True)},
         "recall_macro": sum(known) / len(known),
     }

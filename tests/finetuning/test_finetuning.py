@@ -1,0 +1,226 @@
+"""`xmodal crossval` and `xmodal finetune-fi` through the real launchers, with the real trainer, on a tiny student."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from launchers import launch, losses, start, wait_for_step
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+
+from xmodal import cli
+from xmodal.benchmarks import load_benchmark
+from xmodal.evaluation.evaluate import score
+from xmodal.finetuning.summary import read_predictions
+from xmodal.students import load_student
+from xmodal.training.metrics_file import read_metrics
+
+FOLDS = [f"fold-{number}" for number in (1, 2, 3)]
+CROSSVAL = "launch/crossval.py"
+
+
+def arguments(beginner: Path, bright: Path, output: Path, *more: str) -> list[str]:
+    """A few steps of batches of 8, at a rate at which they suffice."""
+    return [
+        "-m", str(beginner), "-b", str(bright), f"--output={output}", "--num_draws=50", "--train.global_batch_size=8",
+        "--train.stream.num_workers=0", "--train.optimizer.lr=2e-3", "--train.log_every_steps=1", *more,
+    ]  # fmt: skip
+
+
+def folds(beginner: Path, bright: Path, output: Path, *more: str) -> list[str]:
+    return arguments(beginner, bright, output, "--num_folds=3", "--train.epochs=4", *more)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def result(output: Path) -> dict[str, Any]:
+    return json.loads((output / "result.json").read_text())
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def crossvalidated(beginner: Path, bright: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks under `deepspeed`, undisturbed."""
+    output = tmp_path_factory.mktemp("crossvalidated")
+    done = launch("deepspeed", folds(beginner, bright, output, f"--json={output}/ours.json"), CROSSVAL)
+    assert done.returncode == 0, done.stdout
+    assert "mean ± std" in done.stdout
+    assert "left out: pictures that cannot be decoded: 1" in done.stdout
+    return output
+
+
+def test_every_picture_is_held_out_once_and_its_duplicates_with_it(crossvalidated, bright):
+    divided = rows(crossvalidated / "divisions.csv")
+    fold_of = {row["path"]: [fold for fold in FOLDS if row[fold] == "test"] for row in divided}
+    assert {row[fold] for row in divided for fold in FOLDS} == {"train", "test", ""}
+    assert fold_of.pop("damaged-d.png") == []
+    assert all(len(held_out) == 1 for held_out in fold_of.values())
+    for number in range(0, 36, 4):
+        for letter, first in (("a", number), ("b", number + 1)):  # two that share their judgement
+            assert fold_of[f"{first}-{number // 4}{letter}.png"] == fold_of[f"{first + 2}-{number // 4}{letter}.png"]
+    for number, name in ((3, "3-0b.png"), (4, "4-1a.png"), (5, "5-1b.png")):
+        assert fold_of[f"copy-{number}-c{number}.jpg"] == fold_of[name]
+    for fold in FOLDS:
+        predicted = [row["path"] for row in rows(crossvalidated / fold / "predictions.csv")]
+        assert predicted == [row["path"] for row in divided if row[fold] == "test"]
+        assert load_student(str(crossvalidated / fold / "student")).num_classes == 3
+        assert not (crossvalidated / fold / "checkpoints").exists()
+        card = (crossvalidated / fold / "student" / "README.md").read_text()
+        assert "fine-tuned on pictures of a benchmark" in card
+        assert "no person annotated" not in card
+    assert [one["crossing"] for one in result(crossvalidated)["divisions"]] == [0, 0, 0]
+
+
+def test_metrics_are_sklearns_on_the_saved_predictions(crossvalidated, bright):
+    found = result(crossvalidated)
+    accuracies = []
+    for fold, of_fold in zip(FOLDS, found["divisions"], strict=True):
+        assert (of_fold["name"], of_fold["predictions"]) == (fold, f"{fold}/predictions.csv")
+        predictions = rows(crossvalidated / of_fold["predictions"])
+        polarity = [float(row["positive"]) - float(row["negative"]) for row in predictions]
+        human = [float(row["human_score"]) > 0 for row in predictions]
+        predicted = [value > 0 for value in polarity]
+        accuracies.append(accuracy_score(human, predicted))
+        assert of_fold["metrics"]["accuracy"] == pytest.approx(accuracies[-1])
+        assert of_fold["metrics"]["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(human, predicted))
+        assert of_fold["metrics"]["auc"] == pytest.approx(roc_auc_score(human, polarity))
+        assert of_fold["test"] == len(predictions) == 39 - of_fold["train"]
+    assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert found["std"]["accuracy"] == pytest.approx(np.sqrt(np.mean((accuracies - np.mean(accuracies)) ** 2)))
+    assert found["mean"]["accuracy"] > 0.8  # it has learned
+    benchmark = load_benchmark(str(bright))
+    places = [
+        benchmark.paths.index(row["path"]) for fold in FOLDS for row in rows(crossvalidated / fold / "predictions.csv")
+    ]
+    probabilities = np.concatenate([read_predictions(crossvalidated / fold / "predictions.csv") for fold in FOLDS])
+    expected = score(benchmark.subset(np.array(places)), probabilities, num_draws=50, seed=0)
+    assert found["held_out"] == pytest.approx(expected, nan_ok=True)
+    assert (found["undecodable"], found["unjudged"]) == (1, 0)
+
+
+def test_the_papers_table_takes_the_metrics(crossvalidated, capsys):
+    assert cli.main(["table", str(crossvalidated / "ours.json"), "--format", "json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    [ours] = [cell["ours"] for cell in cells if (cell["model"], cell["benchmark"]) == ("ours", "bright")]
+    assert ours == pytest.approx(100 * result(crossvalidated)["held_out"]["accuracy"])
+
+
+def test_each_fold_learns_from_the_beginner_by_the_papers_recipe(crossvalidated, beginner):
+    config = json.loads((crossvalidated / "fold-2" / "config.json").read_text())
+    assert config["student"]["model"] == f"local-dir:{beginner}"
+    assert (config["student"]["head"], config["student"]["pretrained"]) == ("linear", True)
+    assert (config["loss"]["kind"], config["loss"]["neutral"], config["optimizer"]["kind"]) == (
+        "hard",
+        "masked",
+        "radam",
+    )
+    assert (config["augment"]["squash"], config["augment"]["flip"], config["frozen_epochs"]) == (True, False, 0)
+    first = load_file(beginner / "model.safetensors")
+    learned = load_file(crossvalidated / "fold-2" / "student" / "model.safetensors")
+    for name, before in first.items():
+        # It has moved from where it began, every layer of it, and not far.
+        assert 0 < (learned[name] - before).abs().max() < 0.2, name
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_been(
+    crossvalidated, beginner, bright, tmp_path
+):
+    given = folds(beginner, bright, tmp_path)
+    process = start("deepspeed", given, CROSSVAL)
+    try:
+        # In the second fold, past its first checkpoint.
+        wait_for_step(tmp_path / "fold-2", 4, [process])
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # until the last of its ranks has closed its output
+    first = tmp_path / "fold-1" / "predictions.csv"
+    done_before = first.stat().st_mtime_ns, (tmp_path / "fold-1" / "metrics.jsonl").read_bytes()
+    assert not (tmp_path / "fold-2" / "predictions.csv").exists()
+    again = launch("deepspeed", given, CROSSVAL)
+    assert again.returncode == 0, again.stdout
+    assert "resuming at step" in again.stdout
+    assert (first.stat().st_mtime_ns, (tmp_path / "fold-1" / "metrics.jsonl").read_bytes()) == done_before
+    for fold in FOLDS:
+        assert weights(tmp_path / fold) == weights(crossvalidated / fold)
+        assert losses(tmp_path / fold) == losses(crossvalidated / fold)
+    assert result(tmp_path) == result(crossvalidated)
+
+
+def test_given_divisions_keep_the_student_that_is_best_in_validation(beginner, bright, tmp_path):
+    given = arguments(beginner, bright, tmp_path, "--train.epochs=4")
+    done = launch("torchrun", given, "launch/finetune_fi.py")
+    assert done.returncode == 0, done.stdout
+    assert "split-1: groups of duplicates across its parts, as given: " in done.stdout
+    found = result(tmp_path)
+    assert [(one["name"], one["train"], one["val"], one["test"]) for one in found["divisions"]] == [
+        ("split-1", 24, 6, 9),
+        ("split-2", 24, 6, 9),
+    ]
+    for one in found["divisions"]:
+        run = tmp_path / one["name"]
+        tested = [row["path"] for row in rows(bright.parent / f"test-{one['name'][-1]}.csv")]
+        predicted = [row["path"] for row in rows(tmp_path / one["predictions"])]
+        assert sorted(predicted) == sorted(set(tested) - {"damaged-d.png"})
+        validations = [line for line in read_metrics(run) if line["kind"] == "validation"]
+        assert len(validations) == 4
+        best = max(validations, key=lambda line: (line["polarity_agreement"], line["step"]))
+        provenance = json.loads((run / "student" / "provenance.json").read_text())
+        assert (provenance["steps"], provenance["validation"]) == (best["step"], best)
+        assert json.loads((run / "config.json").read_text())["loss"]["neutral"] == "kept"
+    assert found["mean"]["accuracy"] == pytest.approx(
+        np.mean([one["metrics"]["accuracy"] for one in found["divisions"]])
+    )
+
+
+def assert_told(given: list[str], capsys: pytest.CaptureFixture[str], complaint: str) -> None:
+    assert cli.main(given) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert complaint in first
+    assert second.strip()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("--train.epochs=5", "train.epochs: this run was begun with 4, not 5"),
+        ("--num_folds=4", "num_folds: this run was begun with 3, not 4"),
+    ],
+)
+def test_a_changed_setting_in_the_same_folder_is_told(crossvalidated, beginner, bright, capsys, change, complaint):
+    assert_told(["crossval", *folds(beginner, bright, crossvalidated, change)], capsys, complaint)
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "complaint"),
+    [
+        ("crossval", ["-m", "STUDENT"], "benchmark: not given"),
+        ("crossval", ["-m", "STUDENT", "-b", "5agre"], "5agre: no such benchmark"),
+        ("crossval", ["-m", "vit_b32", "-b", "BRIGHT"], "vit_b32: no such folder"),
+        ("crossval", ["-m", "STUDENT", "-b", "BRIGHT", "--train.view", "v"], "train.view: 'v' is not to be given"),
+        ("crossval", ["-m", "STUDENT", "-b", "BRIGHT", "--train.select", "kl"], "needs a part to validate on"),
+        ("crossval", ["-m", "STUDENT", "-b", "BRIGHT", "--train.epoch", "3"], "train.epoch: no such setting"),
+        ("crossval", ["-m", "STUDENT", "-b", "LOST"], "no such picture (1 of 2 are missing)"),
+        ("finetune-fi", ["-m", "STUDENT", "-b", "LOST"], "splits: there are none"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_begins(verb, given, complaint, beginner, bright, tmp_path, capsys):
+    (tmp_path / "table.csv").write_text(f"path,class\n{bright.parent}/0-0a.png,0\nlost.png,1\n")
+    lost = tmp_path / "lost.yaml"
+    lost.write_text(
+        f"name: lost\nimages: {tmp_path}\nlabels: {tmp_path}/table.csv\nclasses: {{0: negative, 1: positive}}\n"
+    )
+    known = {"STUDENT": str(beginner), "BRIGHT": str(bright), "LOST": str(lost)}
+    output = tmp_path / "output"
+    assert_told([verb, *(known.get(one, one) for one in given), f"--output={output}"], capsys, complaint)
+    assert not output.exists()

@@ -1,0 +1,222 @@
+"""A student, fine-tuned and judged on each division of a benchmark, one after another, by all ranks of a job.
+
+`<output>/config.json` is what the run was begun with; `pictures-…/` the benchmark as shards, `divisions.csv` which of
+them are in which part. Each division has a folder: its view, the trainer's own files, `student/` and, once all of it is
+done, `predictions.csv`. A run that was cut off goes on in the first division without those, from its last checkpoint.
+"""
+
+import gc
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from shards.errors import UserError
+from shards.storage import LocalStorage
+from xmodal.benchmarks import Benchmark, definition_of, load_benchmark, load_definition
+from xmodal.curation.near_duplicates import pack_hashes
+from xmodal.evaluation.evaluate import predictions_csv
+from xmodal.evaluation.json_file import write_json
+from xmodal.evaluation.predict import predict
+from xmodal.finetuning.config import MAY_CHANGE, CrossvalConfig, FinetuneConfig, FinetuneFiConfig
+from xmodal.finetuning.divisions import (
+    FILE,
+    Divisions,
+    fold_divisions,
+    given_divisions,
+    linked_groups,
+    read_divisions,
+    table_fingerprint,
+    write_divisions,
+)
+from xmodal.finetuning.pictures import read_pictures, write_division_view, write_pictures
+from xmodal.finetuning.summary import Summary, read_predictions, summarise
+from xmodal.students import has_mlp_head, input_spec, load_student, student_folder
+from xmodal.training.config import TrainConfig
+from xmodal.training.job import joined_ranks
+from xmodal.training.pinned_config import check_pinned_config, pin_config
+from xmodal.training.ranks import Ranks, limit_waiting
+from xmodal.training.train import train_within
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.csv"
+"""Of a division; written last, so that it says that the division is done."""
+_PREPARING_SECONDS = 6 * 3600.0
+"""That other ranks wait, at most, for the first one to have looked at all pictures."""
+
+Divide = Callable[[Benchmark, np.ndarray, np.ndarray], Divisions]
+"""From pictures, their groups int64 `(n,)`, and which can be decoded, bool `(n,)`, to their divisions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What has become of a run."""
+
+    is_finished: bool
+    """False where it was asked to stop; then a checkpoint was made."""
+    summary: Summary | None = None
+    """Of a finished one, on the first rank."""
+
+
+def cross_validate(config: CrossvalConfig) -> Outcome:
+    """Fine-tune a student on all folds but one, and judge it on that one, for each of them.
+
+    Raises UserError for a student, a benchmark or settings that do not go together, or that are not those that the run
+    was begun with, and where another rank is lost.
+    """
+
+    def divide(benchmark: Benchmark, groups: np.ndarray, is_decodable: np.ndarray) -> Divisions:
+        return fold_divisions(benchmark, groups, is_decodable, num_folds=config.num_folds, seed=config.fold_seed)
+
+    return _finetune(config, divide, Path("runs/crossval"))
+
+
+def finetune_on_splits(config: FinetuneFiConfig) -> Outcome:
+    """Fine-tune and judge a student on each of the divisions that come with a benchmark. Raises as `cross_validate`."""
+    source = definition_of(config.benchmark)
+    if not load_definition(config.benchmark).splits:
+        raise UserError(f"{source}: splits: there are none", "give a benchmark that has some, or use `xmodal crossval`")
+
+    def divide(benchmark: Benchmark, groups: np.ndarray, is_decodable: np.ndarray) -> Divisions:
+        return given_divisions(benchmark, groups, is_decodable, source)
+
+    return _finetune(config, divide, Path("runs/finetune-fi"))
+
+
+def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> Outcome:
+    benchmark = load_benchmark(config.benchmark, root=config.root)
+    num_rows = len(benchmark.paths)
+    if not benchmark.config.has_neutral:
+        benchmark = benchmark.subset(np.flatnonzero(benchmark.scores != 0))
+    folder = Path(config.output or default_folder / benchmark.config.name)
+    check_pinned_config(folder, config, MAY_CHANGE)
+    train = division_config(config, benchmark, folder)
+    with joined_ranks(train.peer_timeout) as ranks:
+        limit_waiting(_PREPARING_SECONDS)
+        _by_first(ranks, lambda: _prepare(config, benchmark, divide, folder))
+        limit_waiting(train.peer_timeout)
+        divisions = read_divisions(folder, benchmark)
+        accelerator = Accelerator(cpu=dist.get_backend() == "gloo")
+        for number in _left_to_do(divisions, folder, ranks):
+            name = divisions.names[number]
+            log.info("%s of %d", name, len(divisions.names))
+            if not train_within(replace(train, view=str(folder / name / "view"), output=str(folder / name)), ranks):
+                return Outcome(is_finished=False)
+            dist.barrier()  # the first rank has exported the student
+            tested = benchmark.subset(np.flatnonzero(divisions.parts[number] == "test"))
+            _predict(config, tested, folder / name, accelerator)
+    if not ranks.is_first:
+        return Outcome(is_finished=True)
+    summary = summarise(
+        divisions,
+        benchmark,
+        [read_predictions(folder / name / PREDICTIONS) for name in divisions.names],
+        model=config.model,
+        num_unjudged=num_rows - len(benchmark.paths),
+        num_draws=config.num_draws,
+        seed=config.seed,
+    )
+    write_json(folder / "result.json", summary.to_json())
+    if config.json:
+        write_json(Path(config.json), {benchmark.config.name: summary.held_out})
+    return Outcome(is_finished=True, summary=summary)
+
+
+def division_config(config: FinetuneConfig, benchmark: Benchmark, folder: Path) -> TrainConfig:
+    """What all divisions of a run in `folder` are trained by; each has a view and an output of its own.
+
+    Raises UserError for a model that is no student.
+    """
+    train, student = config.train, load_student(config.model)
+    spec = input_spec(student, train.student.eval_crop_share, train.student.eval_squash)
+    is_whole = train.augment.min_crop_area == train.augment.max_crop_aspect == 1
+    # A plain one, in which view and output can be given.
+    plain = TrainConfig(**{one.name: getattr(train, one.name) for one in fields(TrainConfig)})
+    return replace(
+        plain,
+        student=replace(
+            train.student,
+            model=f"local-dir:{os.path.abspath(student_folder(config.model))}",
+            pretrained=True,
+            head="mlp" if has_mlp_head(student) else "linear",
+        ),
+        augment=replace(train.augment, squash=spec.squash) if is_whole else train.augment,
+        loss=replace(train.loss, neutral="kept") if benchmark.config.has_neutral else train.loss,
+        stop_file=train.stop_file or str(folder / "stop"),
+    )
+
+
+def _by_first(ranks: Ranks, work: Callable[[], None]) -> None:
+    """Have the first rank do something, while the others wait; its UserError is raised on all of them."""
+    mistake: list[UserError | None] = [None]
+    if ranks.is_first:
+        try:
+            work()
+        except UserError as error:
+            mistake = [UserError(error.what, error.remedy)]
+    dist.broadcast_object_list(mistake)
+    if mistake[0]:
+        raise mistake[0]
+
+
+def _prepare(config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folder: Path) -> None:
+    """Write pictures, divisions and their views; `divisions.csv` comes last, and what follows it was done before."""
+    if (folder / FILE).exists():
+        return
+    LocalStorage(folder, create=True)
+    # Of the table that it is of: what was left by a run that was killed before may be of another one.
+    dataset = folder / f"pictures-{table_fingerprint(benchmark)[:12]}"
+    write_pictures(benchmark, dataset)
+    pictures = read_pictures(dataset)
+    if not pictures.num_rows:
+        raise UserError(f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again")
+    places = pictures["place"].to_numpy()
+    groups = linked_groups(benchmark.groups, pack_hashes(pictures["pdq"].to_pylist()), places)
+    divisions = divide(benchmark, groups, np.isin(np.arange(len(benchmark.paths)), places))
+    for name, parts in zip(divisions.names, divisions.parts, strict=True):
+        write_division_view(folder / name / "view", benchmark, dataset, pictures, parts)
+    pin_config(folder, config)
+    write_divisions(folder, benchmark, divisions)
+
+
+def _left_to_do(divisions: Divisions, folder: Path, ranks: Ranks) -> list[int]:
+    """The divisions without predictions. The first rank says so for all: others may see an older listing."""
+    left: list[list[int]] = [[]]
+    if ranks.is_first:
+        for number, name in enumerate(divisions.names):
+            if (folder / name / PREDICTIONS).exists():
+                _drop_checkpoints(folder / name)
+            else:
+                left[0].append(number)
+    dist.broadcast_object_list(left)
+    return left[0]
+
+
+def _predict(config: FinetuneConfig, tested: Benchmark, folder: Path, accelerator: Accelerator) -> None:
+    """Write what a division's student says of the pictures that were held out, with their paths."""
+    gc.collect()  # the trainer's engine, which is a cycle
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    probabilities = predict(
+        load_student(str(folder / "student")),
+        [tested.image_path(place) for place in range(len(tested.paths))],
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        LocalStorage(folder).replace(PREDICTIONS, predictions_csv(tested, probabilities))
+        _drop_checkpoints(folder)
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    """They are three times as large as the student, and nothing goes on from them any more."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
