@@ -51,21 +51,8 @@ def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__.replace("_", "-"): ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
-        *(
-            collect,
-            label,
-            curate,
-            agree,
-            calibrate,
-            train,
-            export,
-            evaluate,
-            crossval,
-            finetune_fi,
-            table,
-            report,
-            demo,
-        ),
+        *(collect, label, curate, agree, calibrate),
+        *(train, export, evaluate, crossval, finetune_fi, table, report, demo),
         *(benchmarks, models, view, forget, shards, doctor),
     )
 }

@@ -22,8 +22,8 @@ from xmodal.benchmarks import (
 )
 from xmodal.curation.datasets import map_in_order
 from xmodal.curation.near_duplicates import near_groups, pack_hashes
+from xmodal.evaluation.benchmark_pictures import read_picture
 from xmodal.evaluation.folds import NUM_FOLDS, stratified_folds
-from xmodal.evaluation.pictures import read_picture
 from xmodal.labels import CLASSES
 
 

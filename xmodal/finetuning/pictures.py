@@ -18,7 +18,7 @@ from shards.writer import Sample, write_shard
 from xmodal.benchmarks import Benchmark
 from xmodal.crawl.pictures import Picture
 from xmodal.curation.datasets import map_in_order
-from xmodal.evaluation.pictures import read_picture
+from xmodal.evaluation.benchmark_pictures import read_picture
 from xmodal.finetuning.divisions import LEFT_OUT, classes_of
 from xmodal.labels import CLASSES, one_hot
 
