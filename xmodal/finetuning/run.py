@@ -23,7 +23,7 @@ from shards.storage import LocalStorage
 from xmodal.benchmarks import Benchmark, definition_of, load_benchmark, load_definition
 from xmodal.curation.near_duplicates import pack_hashes
 from xmodal.evaluation.evaluate import predictions_csv
-from xmodal.evaluation.json_file import write_json
+from xmodal.evaluation.output_files import check_output_file, write_json
 from xmodal.evaluation.predict import predict
 from xmodal.finetuning.config import MAY_CHANGE, CrossvalConfig, FinetuneConfig, FinetuneFiConfig
 from xmodal.finetuning.divisions import (
@@ -92,6 +92,7 @@ def finetune_on_splits(config: FinetuneFiConfig) -> Outcome:
 
 
 def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> Outcome:
+    check_output_file("json", config.json)
     benchmark = load_benchmark(config.benchmark, root=config.root)
     num_rows = len(benchmark.paths)
     if not benchmark.config.has_neutral:
