@@ -211,27 +211,36 @@ def export_student(
 
     The folder is never seen half written; a student that was there is moved aside first. Bare timm loads that of a
     student with the linear head: `timm.create_model("local-dir:FOLDER", pretrained=True)`; `load_student` loads all.
+
+    Raises UserError where the disk takes no more weights.
     """
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
-    save_for_hf(
-        model,
-        str(staged),
-        model_config={"label_names": list(CLASSES), **_head_config(model)},
-        safe_serialization=True,
-        data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
-    )
-    give_default_permissions(staged / "model.safetensors")
-    (staged / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    (staged / "README.md").write_text(_model_card(model, provenance))
-    staged.chmod(0o755)
-    retired = target.with_name(f".tmp-{target.name}-retired")
-    shutil.rmtree(retired, ignore_errors=True)
-    if target.exists():
-        os.rename(target, retired)
-    os.rename(staged, target)
-    shutil.rmtree(retired, ignore_errors=True)
+    try:
+        save_for_hf(
+            model,
+            str(staged),
+            model_config={"label_names": list(CLASSES), **_head_config(model)},
+            safe_serialization=True,
+            data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
+        )
+        give_default_permissions(staged / "model.safetensors")
+        (staged / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+        (staged / "README.md").write_text(_model_card(model, provenance))
+        staged.chmod(0o755)
+        retired = target.with_name(f".tmp-{target.name}-retired")
+        shutil.rmtree(retired, ignore_errors=True)
+        if target.exists():
+            os.rename(target, retired)
+        os.rename(staged, target)
+        shutil.rmtree(retired, ignore_errors=True)
+    except SafetensorError as error:  # its word for whatever the system says
+        raise UserError(
+            f"{folder}: cannot be written to: {error}", "see to its free space, or give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)  # gigabytes that nobody would look for
 
 
 def _head_config(model: torch.nn.Module) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Published models from a web server as bad as the web: whole or not at all, and the same ones each time."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -118,13 +119,49 @@ def test_a_pulled_model_is_not_asked_for_again(cache, server, keras_file, capsys
     assert "before, and whole" in out
 
 
-def test_a_pulled_model_that_was_damaged_is_pulled_again(cache, server, keras_file, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content"), [("model.safetensors", b"\0\0\0\1"), ("config.json", b"{}"), ("config.json", None)]
+)
+def test_a_pulled_model_that_was_damaged_is_pulled_again(cache, server, keras_file, tmp_path, name, content):
     url = server.answer("m.h5", FileServer(keras_file))
     pull(TINY, url=url)
-    weights = cache / TINY.name / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    file = cache / TINY.name / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: -len(content)] + content)
     assert pull(TINY, url=url) is not None
     assert same_student(cache / TINY.name, keras_file, tmp_path)
+
+
+def test_a_folder_that_no_pull_made_is_none_of_its_models(cache, server, keras_file, tmp_path):
+    (cache / TINY.name).mkdir(parents=True)
+    assert pull(TINY, url=server.answer("m.h5", FileServer(keras_file))) is not None
+    assert same_student(cache / TINY.name, keras_file, tmp_path)
+
+
+def test_where_the_disk_is_full_the_download_is_kept_and_nothing_else(cache, server, keras_file, tmp_path, capsys):
+    """Files may not be longer than so much: what the disk says then is the same, but for a word."""
+    files = FileServer(keras_file)
+    url = server.answer("m.h5", files)
+    work = cache / f".{TINY.name}"
+    work.mkdir(parents=True)
+    download(url, work / f"{TINY.name}.h5")
+    (tmp_path / "m.h5").write_bytes(keras_file)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        codes = [cli.main(["models", "pull", TINY.name, "--url", url])]
+        codes.append(cli.main(["models", "convert", str(tmp_path / "m.h5"), str(tmp_path / "student")]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert codes == [2, 2]
+    told = capsys.readouterr().err.splitlines()
+    assert ["File too large" in line for line in told] == [True, False, True, False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h5", "models"]
+    assert visible(cache) == []
+    pull(TINY, url=url)
+    assert len(files.asked) == 1
 
 
 def test_another_file_than_the_first_time_is_refused_until_its_checksum_is_taken_out(cache, server, keras_file, capsys):

@@ -46,7 +46,7 @@ class Cell:
     low: float | None
     high: float | None
     is_partial: bool
-    """Whether pictures of the benchmark were missing here."""
+    """Whether pictures of the benchmark were missing here, or could not be decoded."""
 
     @property
     def difference(self) -> float | None:
@@ -196,7 +196,7 @@ def _notes(cells: Sequence[Sequence[Cell]]) -> list[str]:
     if any(cell.is_outside for of_model in cells for cell in of_model):
         notes.append("! the published accuracy lies outside of the interval")
     if any(cell.is_partial for of_model in cells for cell in of_model):
-        notes.append("* partial: pictures of the benchmark were missing")
+        notes.append("* partial: pictures of the benchmark were missing, or could not be decoded")
     return notes
 
 

@@ -10,7 +10,7 @@ import torch
 
 from shards.errors import UserError
 from shards.storage import LocalStorage, told_to_user
-from xmodal.models.keras_file import KerasStudent, read_keras_student
+from xmodal.models.keras_file import KerasStudent, UnfitFileError, read_keras_student
 from xmodal.published import PixelRange, PublishedModel, mean_and_std
 from xmodal.students import PRESETS, Gelu, StudentConfig, create_student, export_student, put_mlp_head
 
@@ -54,7 +54,8 @@ def convert(
     pixels at width 768 and -1..1 for all others, as the authors have it, and the GELU is Keras's own, the exact one.
     `source` is where the file came from, for the provenance.
 
-    Raises UserError for a file that is no such student or not that model, and if `folder` is there already.
+    Raises UnfitFileError for a file that is no such student or not that model, and UserError if `folder` is there
+    already or cannot be written.
     """
     target = Path(folder)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -64,7 +65,7 @@ def convert(
         (student.width, student.depth, student.num_heads, student.mlp_width, student.patch_size), "other"
     )
     if model and (backbone, student.image_size) != (model.backbone, model.size):
-        raise UserError(
+        raise UnfitFileError(
             f"{file}: holds a {backbone} for {student.image_size} pixels, but {model.name} is a {model.backbone} for "
             f"{model.size}",
             "give the file of that model, or another name",

@@ -57,30 +57,39 @@ class KerasStudent:
     layout: Literal["model", "weights"]
 
 
+class UnfitFileError(UserError):
+    """A file that is no student of vit-keras, or not the one that it should be."""
+
+
 class _UnfitError(Exception):
     """Why a file is no student of vit-keras."""
 
 
 def read_keras_student(path: str) -> KerasStudent:
-    """Read the file of a vit-keras ViT with three outputs. Raises UserError for every other file."""
+    """Read the file of a vit-keras ViT with three outputs.
+
+    Raises UnfitFileError for every other file, and UserError for one that cannot be opened.
+    """
     try:
         with open(path, "rb") as file:
             signature = file.read(len(_SIGNATURE))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}", "check the path") from error
     if signature != _SIGNATURE:
-        raise UserError(f"{path}: is no HDF5 file", "give the .h5 file that Keras wrote; a page of a web site is none")
+        raise UnfitFileError(
+            f"{path}: is no HDF5 file", "give the .h5 file that Keras wrote; a page of a web site is none"
+        )
     try:
         with h5py.File(path, "r") as file:
             return _read(file, Path(path).stat().st_size)
     except _UnfitError as error:
-        raise UserError(
+        raise UnfitFileError(
             f"{path}: {_one_line(str(error))}",
             "only ViTs of vit-keras with three outputs can be converted; nothing of the file was executed",
         ) from error
     except _HDF5_ERRORS as error:
         reason = _one_line(str(error)) or type(error).__name__
-        raise UserError(f"{path}: is damaged or cut off: {reason}", "get the file again") from error
+        raise UnfitFileError(f"{path}: is damaged or cut off: {reason}", "get the file again") from error
 
 
 def _one_line(text: str) -> str:

@@ -19,12 +19,13 @@ from shards.json_object import parse_json_object
 from shards.storage import LocalStorage, told_to_user
 from xmodal.models.convert import Conversion, convert
 from xmodal.models.download import download
+from xmodal.models.keras_file import UnfitFileError
 from xmodal.published import PublishedModel, models_folder, pulled_folder
 
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
-"""In the models folder: model → `file` and `weights`, the SHA-256 of what was downloaded and of what it became."""
+"""In the models folder: model → `file` and `student`, the SHA-256 of what was downloaded and of what it became."""
 
 
 def pull(model: PublishedModel, *, url: str | None = None) -> Conversion | None:
@@ -45,7 +46,8 @@ def _pull(model: PublishedModel, url: str | None, folder: Path) -> Conversion | 
     target = pulled_folder(model.name)
     known = _checksums(folder).get(model.name, {})
     if target.is_dir():
-        if _weights_checksum(target) == known.get("weights"):
+        checksum = _student_checksum(target)
+        if checksum and checksum == known.get("student"):
             return None
         log.warning("%s: is not as it was pulled; pulling it again", target)
     if url is None:
@@ -71,23 +73,27 @@ def _pull(model: PublishedModel, url: str | None, folder: Path) -> Conversion | 
     shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
     try:
         done = convert(str(file), str(made / model.name), model=model, source=url)
-    except UserError:
+    except UnfitFileError:
         file.unlink()  # it would be refused the next time too
         raise
-    _keep_checksums(folder, model.name, {"file": checksum, "weights": _weights_checksum(made / model.name), "url": url})
-    if target.exists():  # moved aside in one step: half of it, with these weights, would be taken for whole
+    _keep_checksums(folder, model.name, {"file": checksum, "student": _student_checksum(made / model.name), "url": url})
+    if target.exists():  # moved aside in one step: the name stands for a whole student or for none
         os.rename(target, made / "retired")
     os.rename(made / model.name, target)
     shutil.rmtree(work)
     return done
 
 
-def _weights_checksum(student: Path) -> str | None:
+def _student_checksum(student: Path) -> str | None:
+    """Of the files that make it what it is; None where one is not there."""
+    checksum = hashlib.sha256()
     try:
-        with open(student / "model.safetensors", "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        for name in ("config.json", "model.safetensors"):
+            with open(student / name, "rb") as opened:
+                checksum.update(hashlib.file_digest(opened, "sha256").digest())
     except OSError:
         return None
+    return checksum.hexdigest()
 
 
 def _checksums(folder: Path) -> dict[str, dict[str, str]]:
