@@ -82,6 +82,8 @@ def test_a_class_with_fewer_pictures_than_folds_is_told():
     with pytest.raises(UserError, match="6 negative pictures, 3 without") as caught:
         fold_divisions(benchmark, groups, np.ones(26, bool), num_folds=5, seed=42)
     assert caught.value.remedy == "give --num_folds 3"
+    with pytest.raises(UserError, match="0 negative pictures"):
+        fold_divisions(judged(np.ones(20)), np.arange(20), np.ones(20, bool), num_folds=5, seed=42)
 
 
 def test_given_divisions_are_as_their_tables_say_and_what_cannot_be_decoded_is_in_none(bright):

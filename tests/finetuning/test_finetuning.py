@@ -212,6 +212,11 @@ def test_a_changed_setting_in_the_same_folder_is_told(crossvalidated, beginner, 
         ("crossval", ["-m", "STUDENT", "-b", "BRIGHT", "--train.epoch", "3"], "train.epoch: no such setting"),
         ("crossval", ["-m", "STUDENT", "-b", "LOST"], "no such picture (1 of 2 are missing)"),
         ("finetune-fi", ["-m", "STUDENT", "-b", "LOST"], "splits: there are none"),
+        (
+            "finetune-fi",
+            ["-m", "STUDENT", "-b", "BRIGHT", "--train.checkpoint_every_epochs", "0"],
+            "train.select: 'polarity_agreement' needs checkpoint_every_epochs",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_begins(verb, given, complaint, beginner, bright, tmp_path, capsys):

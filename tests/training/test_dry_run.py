@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 from launchers import TINY_MODEL_ARGS, launch, settings
+from training_view import make_view
 
 from shards.errors import UserError
+from shards.view import open_view
 from xmodal.students import StudentConfig, create_student
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import num_parameters, rank_memory
 from xmodal.training.dry_run import dry_run
 from xmodal.training.pinned_config import pin_config
+from xmodal.training.preparation import prepare
+from xmodal.training.ranks import Ranks
 
 NUM_PARAMETERS = num_parameters(
     create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS))
@@ -54,6 +58,13 @@ def test_a_dry_run_refuses_what_a_run_would(small_view, tmp_path):
     pin_config(tmp_path / "run", begun)
     with pytest.raises(UserError, match="this run was begun with 10, not 3"):
         dry_run(replace(begun, epochs=3), print)
+
+
+def test_no_step_can_be_selected_where_there_is_nothing_to_validate_on(tmp_path):
+    view = make_view(tmp_path, num_samples=7)
+    config = TrainConfig(view=str(view), output=str(tmp_path / "run"), select="kl")
+    with pytest.raises(UserError, match="split 'val' has no samples"):
+        prepare(config, open_view(str(view)), Ranks(rank=0, local_rank=0, world_size=1))
 
 
 def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view, tmp_path):

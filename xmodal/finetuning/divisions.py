@@ -18,7 +18,7 @@ from shards.view import SPLITS
 from xmodal.benchmarks import Benchmark, read_judgements
 from xmodal.curation.near_duplicates import near_groups
 from xmodal.evaluation.folds import grouped_folds
-from xmodal.labels import CLASSES, NEUTRAL
+from xmodal.labels import CLASSES, NEGATIVE, NEUTRAL, POSITIVE
 
 FILE = "divisions.csv"
 LEFT_OUT = ""
@@ -69,7 +69,7 @@ def fold_divisions(
     """A division for each fold, which is held out for testing. Raises UserError for classes that are too small."""
     classes = classes_of(benchmark)
     places = np.flatnonzero(is_decodable)
-    for class_id in np.unique(classes[places]).tolist():
+    for class_id in _needed(classes):
         members = places[classes[places] == class_id]
         num_groups = len(np.unique(groups[members]))
         if num_groups < num_folds:
@@ -121,11 +121,16 @@ def num_crossing(groups: np.ndarray, parts: np.ndarray) -> int:
     return sum(count > 1 for count in Counter(group for group, _ in pairs).values())
 
 
+def _needed(classes: np.ndarray) -> list[int]:
+    """The classes that must be trained on: what the benchmark has, and negative and positive in any case."""
+    return sorted({NEGATIVE, POSITIVE, *classes.tolist()})
+
+
 def _checked(benchmark: Benchmark, divisions: Divisions) -> Divisions:
     """Raise UserError where a part lacks what it is for."""
     classes = classes_of(benchmark)
     for name, row in zip(divisions.names, divisions.parts, strict=True):
-        for class_id in np.unique(classes[row != LEFT_OUT]).tolist():
+        for class_id in _needed(classes):
             if not ((row == "train") & (classes == class_id)).any():
                 raise UserError(
                     f"{benchmark.config.name}: {name}: no {CLASSES[class_id]} picture is left to train on",

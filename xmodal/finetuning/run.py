@@ -105,6 +105,8 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
         _by_first(ranks, lambda: _prepare(config, benchmark, divide, folder))
         limit_waiting(train.peer_timeout)
         divisions = read_divisions(folder, benchmark)
+        # Where no launcher has set it, Accelerate would, with a warning, to what torch has by itself.
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         accelerator = Accelerator(cpu=dist.get_backend() == "gloo")
         for number in _left_to_do(divisions, folder, ranks):
             name = divisions.names[number]
