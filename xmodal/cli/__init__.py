@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from shards.errors import UserError
 from xmodal.cli.data import curate, forget, shards, view
-from xmodal.cli.judging import benchmarks, evaluate, table
+from xmodal.cli.judging import benchmarks, evaluate, explain, predict, table
 from xmodal.cli.labelling import agree, calibrate, collect, label
 from xmodal.cli.project import demo, doctor, report
 from xmodal.cli.published import models
@@ -51,7 +51,7 @@ def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__: ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
-        *(collect, label, curate, agree, calibrate, train, export, evaluate, table, report, demo),
+        *(collect, label, curate, agree, calibrate, train, export, evaluate, predict, explain, table, report, demo),
         *(benchmarks, models, view, forget, shards, doctor),
     )
 }

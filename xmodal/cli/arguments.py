@@ -38,6 +38,23 @@ def listed(arguments: list[str], flags: Mapping[str, str]) -> list[str]:
     return found + [f"--{name}={json.dumps(values)}" for name, values in given.items()]
 
 
+def with_inputs(arguments: Sequence[str]) -> list[str]:
+    """The arguments, `-m X` as the setting `model`, and what is no setting nor the value of one as `inputs`."""
+    settings: list[str] = []
+    inputs: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "-m":
+            settings += ["--model", *itertools.islice(remaining, 1)]
+        elif not argument.startswith("-"):
+            inputs.append(argument)
+        elif "=" in argument or argument in ("-h", "--help"):
+            settings.append(argument)
+        else:
+            settings += [argument, *itertools.islice(remaining, 1)]
+    return settings + ([f"--inputs={json.dumps(inputs)}"] if inputs else [])
+
+
 def read_config(config_class: type[T], arguments: list[str], verb: Callable[..., Any]) -> T:
     """The settings of a verb, whose `--help` says what its docstring does. Raises UserError for those it lacks."""
     from xmodal.config import load_config
