@@ -86,7 +86,7 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
         asked = files.begin(asked, chosen)
     summary = files.summary()
     if summary is None:
-        num_parts = _predict_parts(files, predictor, config, asked["batch_size"], accelerator)
+        num_parts = predict_parts(files, predictor, config, asked["batch_size"], accelerator)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             summary = files.finish(num_parts, asked)
@@ -117,7 +117,7 @@ class _Part:
         self.failures: dict[int, str] = {}
 
 
-def _predict_parts(
+def predict_parts(
     files: PredictionFiles, predictor: Predictor, config: PredictConfig, batch_size: int, accelerator: Accelerator
 ) -> int:
     """Predict and write what is this process's and is not there; returns how many parts there are of all."""
