@@ -52,9 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="predict-", dir=arguments.folder) as folder:
         make_pictures(Path(folder) / "pictures", arguments.pictures)
         for model in arguments.models:
-            case = Case(arguments, model, Path(folder))
-            case.check_same_work()
-            run_rounds(case, arguments.rounds, results)
+            run_rounds(Case(arguments, model, Path(folder)), arguments.rounds, results)
     work = (
         f"{arguments.pictures} JPEGs of {', '.join(f'{width}x{height}' for width, height in SIZES)} in turn, "
         f"{', '.join(arguments.models)} at their own size, float32, {arguments.threads} threads, the peers in batches "
@@ -157,25 +155,24 @@ class Case:
             raise SystemExit(f"{' '.join(arguments)}:\n{done.stdout[-4000:]}")
         return done.stdout
 
-    def check_same_work(self) -> None:
-        """All say about the same of the pictures. Raises SystemExit if not.
+    def check_same_work(self, done: dict[str, dict[str, Any]]) -> None:
+        """All have said about the same of the pictures. Raises SystemExit if not.
 
         They scale pictures in other ways, so not exactly. validate.py tells the mean loss alone, of class 0.
         """
-        done = {contender: self.run(contender, workers) for contender, workers in dict(self.contenders).items()}
-        expected = next(one["scores"] for contender, one in done.items() if contender in OURS)
+        (expected, *_) = (one["scores"] for one in done.values() if "scores" in one)
         loss = -statistics.mean(math.log(scores[0]) for scores in expected.values())
-        for contender, one in done.items():
+        for name, one in done.items():
             if "loss" in one:
                 difference = abs(one["loss"] - loss)
             else:
-                pairs = [(one["scores"][name], scores) for name, scores in expected.items()]
+                pairs = [(one["scores"][picture], scores) for picture, scores in expected.items()]
                 difference = statistics.mean(abs(a - b) for pair in pairs for a, b in zip(*pair, strict=True))
-            print(f"{self.name}: {contender} differs by {difference:.5f}", flush=True)
-            if difference > 0.02:
-                raise SystemExit(f"{self.name}: {contender} says something else: it differs by {difference:.4f}")
+            if difference > _MOST_DIFFERENCE:
+                raise SystemExit(f"{self.name}: {name} says something else: it differs by {difference:.4f}")
 
 
+_MOST_DIFFERENCE = 0.02
 _TIMM_BATCH = re.compile(r"Test: \[.*Time: [\d.]+s \(([\d.]+)s,.*Loss: +[\d.]+ \( *([\d.]+)\)")
 
 
@@ -204,11 +201,14 @@ def run_rounds(case: Case, rounds: int, results: dict[str, dict[str, list[float]
     """Add every round's figures of a case; the contenders take turns, and another one begins each round."""
     for number in range(rounds):
         first = number % len(case.contenders)
+        done = {}
         for contender, workers in case.contenders[first:] + case.contenders[:first]:
             name = contender if workers is None else f"{contender}, {workers} workers"
-            rate = case.num_pictures / case.run(contender, workers)["seconds"]
+            done[name] = case.run(contender, workers)
+            rate = case.num_pictures / done[name]["seconds"]
             results.setdefault(name, {}).setdefault(f"{RATE}, {case.name}", []).append(rate)
             print(f"{case.name}, round {number + 1} of {rounds}: {name}: {rate:.1f} images/s", flush=True)
+        case.check_same_work(done)
 
 
 def ratios(results: dict[str, dict[str, list[float]]]) -> dict[str, float]:

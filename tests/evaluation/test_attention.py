@@ -177,11 +177,16 @@ def test_a_weight_whose_gradient_is_asked_for_is_that_of_differences():
     assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(float(gradient[0, 1, 0, 5]), rel=1e-2, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224"])
-def test_grad_cam_is_for_those_without_attention_between_all_patches(name):
+SMALL_SWIN = {"embed_dim": 16, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "arguments"),
+    [("resnet10t", 64, {}), ("tf_efficientnet_lite0", 64, {}), ("swin_tiny_patch4_window7_224", 224, SMALL_SWIN)],
+)
+def test_grad_cam_is_for_those_without_attention_between_all_patches(name, size, arguments):
     torch.manual_seed(0)
-    student = timm.create_model(name, pretrained=False, num_classes=3).eval()
-    size = 224 if "swin" in name else 64
+    student = timm.create_model(name, pretrained=False, num_classes=3, **arguments).eval()
     found = look(student, torch.randn(1, 3, size, size), label=2, method=None)
     assert (found.method, found.heat.ndim) == ("grad_cam", 2)
     assert found.heat.shape == (size // 32, size // 32)

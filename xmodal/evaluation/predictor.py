@@ -82,7 +82,7 @@ class Predictor:
         self.student = student.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.device = device
         self.on_cpu = device.type == "cpu"
-        self.num_threads = num_threads or (torch.get_num_threads() if self.on_cpu else _num_cores())
+        self.num_threads = num_threads or (torch.get_num_threads() if self.on_cpu else _num_decoders())
         self.flip = flip
         self._own = threading.local()
 
@@ -180,9 +180,11 @@ def _without(probabilities: np.ndarray, failures: dict[int, str]) -> np.ndarray:
     return probabilities
 
 
-def _num_cores() -> int:
-    """Of this process: the node's, divided among its ranks."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+def _num_decoders() -> int:
+    """Cores of this process. torchrun lets torch have one, which is right for many CPUs' ranks, but not for a GPU's."""
+    of_torch = torch.get_num_threads()
+    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return of_torch if of_torch > 1 else max(1, len(os.sched_getaffinity(0)) // num_local_ranks)
 
 
 @contextmanager
