@@ -68,8 +68,12 @@ def eval_pixels(content: bytes, size: int, crop_share: float = 1.0, *, squash: b
 
     With `squash`, `crop_share` of each side, stretched to a square. Raises UndecodableImageError.
     """
-    box = _middle_share if squash else _middle_box
-    return _resize(decode_crop(content, lambda whole: box(whole, crop_share), size), size)
+    return _resize(decode_crop(content, lambda whole: eval_box(whole, crop_share, squash=squash), size), size)
+
+
+def eval_box(whole: tuple[int, int], crop_share: float, *, squash: bool) -> Box:
+    """The part of an upright picture of some width and height that `eval_pixels` takes."""
+    return _middle_share(whole, crop_share) if squash else _middle_box(whole, crop_share)
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:

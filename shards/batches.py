@@ -199,7 +199,7 @@ class Normaliser:
         """Normalise a batch."""
         memory = self._memory
         if memory.device != pixels.device or memory.shape[1:] != pixels.shape[1:] or len(memory) < len(pixels):
-            self._memory = torch.empty(pixels.shape, device=pixels.device)
+            self._memory = torch.empty_like(pixels, dtype=torch.float32)  # the channels where they were
             self._scale, self._offset = self._scale.to(pixels.device), self._offset.to(pixels.device)
         # In place after one conversion: a product of bytes and floats would take twice the time of both.
         return self._memory[: len(pixels)].copy_(pixels).mul_(self._scale).sub_(self._offset)

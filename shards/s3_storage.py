@@ -148,6 +148,12 @@ class S3Storage:
         names = (name for name, _ in self._listing(""))
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
+    def names_below(self) -> Iterator[str]:
+        """Visible objects below this prefix, however deep, as `below/name`, in the order of their keys."""
+        for name, _ in self._listing("", deep=True):
+            if not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
+                yield name
+
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
         sha256 = hashlib.sha256(content).hexdigest()
@@ -251,10 +257,10 @@ class S3Storage:
         with self._explained(name):
             return self.client.head_object(Bucket=self.bucket, Key=self._key(name))
 
-    def _listing(self, start: str) -> Iterator[tuple[str, datetime.datetime]]:
-        """Names that begin with `start`, without those in deeper prefixes, and when each was last written."""
+    def _listing(self, start: str, *, deep: bool = False) -> Iterator[tuple[str, datetime.datetime]]:
+        """Names that begin with `start`, and when each was last written; those in deeper prefixes if asked for."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self._key(start), Delimiter="/"
+            Bucket=self.bucket, Prefix=self._key(start), **({} if deep else {"Delimiter": "/"})
         )
         with self._explained(""):
             for page in pages:

@@ -122,6 +122,12 @@ class Storage(Protocol):
     def names(self, suffix: str = "") -> list[str]:
         """Visible objects whose names end with `suffix`, sorted."""
 
+    def names_below(self) -> Iterator[str]:
+        """Visible objects of this folder and of those below it, as `below/name`, one after the other.
+
+        Their order is the same each time, and memory does not grow with their number.
+        """
+
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
 
@@ -206,6 +212,21 @@ class LocalStorage:
             for entry in entries:
                 if entry.name.endswith(suffix) and not entry.name.startswith(".") and entry.is_file():
                     yield entry.name
+
+    def names_below(self) -> Iterator[str]:
+        """Visible objects of this folder and of those below it, as `below/name`, one after the other.
+
+        Their order is the same each time. Links to folders are not followed: they could lead in a circle.
+        """
+        with os.scandir(self.folder) as entries:
+            ordered = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
+        for name, is_folder, is_file in ordered:
+            if name.startswith("."):
+                continue
+            if is_folder:
+                yield from (f"{name}/{below}" for below in self.below(name).names_below())
+            elif is_file:
+                yield name
 
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""

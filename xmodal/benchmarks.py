@@ -20,8 +20,8 @@ from xmodal.labels import CLASSES, NEUTRAL
 
 DEFINITIONS = Path("configs/benchmarks")
 """Where benchmarks are known by name: here, and in the clone that this code lies in."""
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-"""Of pictures, where a folder and no table says which there are."""
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+"""Of files, where a folder and no table says which pictures there are."""
 
 
 class MissingPicturesError(UserError):
@@ -279,7 +279,7 @@ def _read_folders(config: BenchmarkConfig, folder: str, source: str) -> tuple[li
 
 def _picture_files(folder: Path) -> Iterator[Path]:
     for file in sorted(folder.glob("*/**/*")):
-        if file.suffix.lower() in _SUFFIXES and file.is_file():
+        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file():
             yield file.relative_to(folder)
 
 

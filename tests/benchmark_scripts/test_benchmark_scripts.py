@@ -172,3 +172,17 @@ def test_the_benchmark_of_training_steps_checks_and_writes_its_report_without_ti
     rate = f"images_per_second, {case}"
     assert set(report["ratios"]) == {f"xmodal ZeRO-2 / {other}: {rate}" for other in ("engine ZeRO-2", "torch")}
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_benchmark_of_predictions_checks_and_writes_its_report_without_timm(tmp_path):
+    options = ["--models", "vit_tiny_patch16_224", "--pictures", "8", "--rounds", "1", "--folder", str(tmp_path)]
+    report = run("predict.py", tmp_path, *options, "--contenders", "xmodal", "transformers", "--workers", "0")
+    figure = "images_per_second, vit_tiny_patch16_224"
+    assert {name: list(figures) for name, figures in report["results"].items()} == {
+        "xmodal": [figure],
+        "transformers, 0 workers": [figure],
+    }
+    assert all(values[0] > 0 for figures in report["results"].values() for values in figures.values())
+    others = ("transformers, 0 workers", "the fastest other")
+    assert set(report["ratios"]) == {f"xmodal / {other}: {figure}" for other in others}
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -22,7 +22,9 @@ from xmodal.collecting.collect import CollectConfig
 from xmodal.curation.config import CurateConfig
 from xmodal.demo.demo import DemoConfig
 from xmodal.evaluation.evaluate import EvaluateConfig
+from xmodal.evaluation.explain import ExplainConfig
 from xmodal.evaluation.paper_table import TableConfig
+from xmodal.evaluation.predict_pictures import PredictConfig
 from xmodal.finetuning.config import CrossvalConfig, FinetuneFiConfig
 from xmodal.label_quality.agree import AgreeConfig
 from xmodal.label_quality.calibrate import CalibrateConfig
@@ -43,6 +45,8 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "crossval": CrossvalConfig,
     "finetune-fi": FinetuneFiConfig,
+    "predict": PredictConfig,
+    "explain": ExplainConfig,
     "table": TableConfig,
     "report": ReportConfig,
     "demo": DemoConfig,
@@ -236,6 +240,11 @@ def mistakes(folder: Path) -> dict[str, tuple[list[str], str]]:
         "train-range": (["train", "--view", none, "--output", f"{folder}/t", "--optimizer.lr", "30"], "optimizer.lr"),
         "evaluate-no-student": (["evaluate", "-m", none, "-b", emoji], none),
         "evaluate-missing-benchmark": (["evaluate", "-m", none, "-b", f"{none}.yaml"], none),
+        "predict-no-student": (["predict", none, "-m", f"{folder}/empty"], "empty: no config.json"),
+        "explain-class-for-rollout": (
+            ["explain", "-m", "x", "y.jpg", "--class", "positive", "--method", "rollout"],
+            "has no effect on rollout",
+        ),
         "evaluate-typo": (["evaluate", "-m", none, "-b", "emojy"], "emojy: no such benchmark"),
         "report-missing-dataset": (
             ["report", "--dataset", none, "--view", none, "--train", none, "--output", f"{folder}/r.html"],
@@ -249,7 +258,7 @@ MISTAKES = [
     "label-missing-posts", "label-format", "label-required", "label-range", "curate-missing-dataset",
     "curate-unfinished", "curate-missing-config", "curate-broken-config", "curate-unknown-key", "curate-type",
     "train-unknown-flag", "train-range", "evaluate-no-student", "evaluate-missing-benchmark",
-    "evaluate-typo", "report-missing-dataset", "report-required",
+    "predict-no-student", "explain-class-for-rollout", "evaluate-typo", "report-missing-dataset", "report-required",
 ]  # fmt: skip
 
 

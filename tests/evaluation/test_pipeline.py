@@ -1,8 +1,10 @@
 """The Python interface: `load_student(name)(pictures)`."""
 
 import io
+import itertools
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import made_pictures
@@ -79,8 +81,42 @@ def test_one_picture_gives_its_scores_and_several_a_list_of_them(folder):
     assert [score["score"] for score in one] == sorted((score["score"] for score in one), reverse=True)
     assert sum(score["score"] for score in one) == pytest.approx(1)
     assert [score["label"] for score in student(FILES[:2])[0]] == [score["label"] for score in one]
-    assert len(student(file for file in FILES)) == len(FILES)
     assert student([]) == []
+
+
+def test_an_iterator_of_pictures_gives_an_iterator_of_their_scores(folder):
+    student = load_student(folder, device="cpu")
+    asked = []
+
+    def endless():
+        for number in itertools.count():
+            asked.append(number)
+            yield FILES[number % len(FILES)]
+
+    scores = student(endless(), batch_size=2)
+    first = [next(scores) for _ in FILES]
+    np.testing.assert_allclose(
+        [[one["score"] for one in scores_of_one] for scores_of_one in first],
+        [[one["score"] for one in scores_of_one] for scores_of_one in student(FILES)],
+        atol=1e-6,
+    )
+    # No more pictures are taken than are at work.
+    assert len(asked) < 1000
+
+
+def test_a_batch_size_below_none_is_refused(folder):
+    with pytest.raises(UserError, match="batch_size: -1 must be at least 0"):
+        load_student(folder, device="cpu")(FILES, batch_size=-1)
+
+
+def test_predicting_leaves_torch_as_many_threads_as_it_had(folder):
+    before = torch.get_num_threads()
+    in_new_thread: list[int] = []
+    load_student(folder, device="cpu")(FILES)
+    thread = threading.Thread(target=lambda: in_new_thread.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *in_new_thread] == [before, before]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,15 @@ def test_a_committed_file_is_visible_under_its_name(storage: LocalStorage) -> No
     assert storage.names() == ["a.tar"]
 
 
+def test_objects_of_folders_below_are_listed_in_the_same_order_each_time(storage: LocalStorage) -> None:
+    for name in ("b/x.jpg", "b/c/y.jpg", "a.jpg", "z.jpg", ".hidden", ".hidden-folder/h.jpg", "b/.h.jpg"):
+        (storage.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (storage.folder / name).write_bytes(b"")
+    (storage.folder / "b" / "circle").symlink_to(storage.folder)
+    assert list(storage.names_below()) == ["a.jpg", "b/c/y.jpg", "b/x.jpg", "z.jpg"]
+    assert storage.read("b/c/y.jpg") == b""
+
+
 def test_a_second_commit_is_told_so_and_leaves_the_first_ones_bytes(storage: LocalStorage) -> None:
     assert commit(storage, "a.tar", b"first")
     assert not commit(storage, "a.tar", b"second")

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from shards.errors import UserError
 from xmodal.cli.data import curate, forget, shards, view
-from xmodal.cli.judging import benchmarks, evaluate, table
+from xmodal.cli.judging import benchmarks, evaluate, explain, predict, table
 from xmodal.cli.labelling import agree, calibrate, collect, label
 from xmodal.cli.project import demo, doctor, report
 from xmodal.cli.published import models
@@ -52,7 +52,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int | None]]] = {
     verb.__name__.replace("_", "-"): ((verb.__doc__ or "").splitlines()[0], verb)
     for verb in (
         *(collect, label, curate, agree, calibrate),
-        *(train, export, evaluate, crossval, finetune_fi, table, report, demo),
+        *(train, export, evaluate, crossval, finetune_fi, predict, explain, table, report, demo),
         *(benchmarks, models, view, forget, shards, doctor),
     )
 }

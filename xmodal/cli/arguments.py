@@ -65,6 +65,13 @@ def _items(text: str) -> list[Any]:
         return [text]
 
 
+def with_inputs(arguments: list[str]) -> list[str]:
+    """The arguments, `-m X` as the setting `model`, and what is no setting nor the value of one as `inputs`."""
+    inputs, settings = apart(arguments)
+    spelt = ["--model" if argument == "-m" else argument for argument in settings]
+    return spelt + ([f"--inputs={json.dumps(inputs)}"] if inputs else [])
+
+
 def read_config(config_class: type[T], arguments: list[str], verb: Callable[..., Any]) -> T:
     """The settings of a verb, whose `--help` says what its docstring does. Raises UserError for those it lacks."""
     from xmodal.config import load_config

@@ -4,7 +4,7 @@ import argparse
 import json
 
 from shards.errors import UserError
-from xmodal.cli.arguments import apart, listed, parsed_arguments, read_config
+from xmodal.cli.arguments import apart, listed, parsed_arguments, print_table, read_config, with_inputs
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -34,6 +34,41 @@ def evaluate(arguments: list[str]) -> None:
         from xmodal.report.evaluation_page import evaluation_page
 
         write_html(config.html, evaluation_page(evaluation))
+
+
+def predict(arguments: list[str]) -> None:
+    """A student → its probabilities for files, folders, views, datasets or s3:// prefixes of pictures, as a table.
+
+    `xmodal predict -m STUDENT FILE|FOLDER|VIEW|s3://... --output predictions.csv`; .parquet and .jsonl too. The same
+    command again goes on where it was ended; what cannot be read is in predictions.failures.jsonl.
+    """
+    from xmodal.evaluation.predict_pictures import PredictConfig, predict_pictures
+
+    config = read_config(PredictConfig, with_inputs(arguments), predict)
+    summary = predict_pictures(config)
+    if summary is None:  # of a process that is not the first
+        return
+    rows: list[tuple[str, object]] = [(name, f"{count:,}") for name, count in summary["labels"].items()]
+    rows.append(("failed", f"{summary['failures']:,}"))
+    print_table(config.output, rows)
+
+
+def explain(arguments: list[str]) -> int:
+    """Pictures → the same with where a student looked in them, as heat maps.
+
+    `xmodal explain -m STUDENT IMAGE ... [--class positive] [--method rollout|gradient] [--output FOLDER]`
+    """
+    from xmodal.evaluation.explain import ExplainConfig
+    from xmodal.evaluation.explain import explain as run
+
+    given = [
+        f"--label{argument.removeprefix('--class')}" if argument.partition("=")[0] == "--class" else argument
+        for argument in arguments
+    ]
+    written, num_failures = run(read_config(ExplainConfig, with_inputs(given), explain))
+    for file in written:
+        print(file)
+    return 1 if num_failures else 0
 
 
 def table(arguments: list[str]) -> None:

@@ -1,8 +1,10 @@
 """A student as a function of pictures: files, bytes, Pillow images or arrays in, labels with their scores out."""
 
 import io
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,17 +12,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shards.augment import eval_pixels
-from shards.batches import Normaliser
 from shards.decode import UndecodableImageError, to_rgb
 from shards.errors import UserError
+from xmodal.evaluation.predictor import CPU_BATCH_SIZE, Predictions, Predictor
 from xmodal.labels import CLASSES
-from xmodal.students import input_spec, load_student
+from xmodal.students import load_student
 
 Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A file, its bytes, a Pillow image, or an array uint8 `(height, width, 3)`."""
 
 _ONE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
+_GPU_BATCH_SIZE = 64
 
 Scores: TypeAlias = list[dict[str, str | float]]
 """`{"label": …, "score": …}` of each class, the most probable first."""
@@ -31,58 +33,79 @@ class StudentPipeline:
 
     def __init__(self, name: str, *, device: str | torch.device | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = load_student(name).to(self.device)
-        self.spec = input_spec(self.model)
-        self._normalise = Normaliser(self.spec.mean, self.spec.std)
+        self.model = load_student(name)
+        self._predictor = Predictor(self.model, device=self.device)
 
-    def __call__(self, pictures: Picture | Iterable[Picture], *, batch_size: int = 32) -> Scores | list[Scores]:
-        """The scores of one picture; of several, a list of each one's. Raises UserError for one that is no picture."""
-        one = isinstance(pictures, _ONE)
-        scores = [_scores(row) for row in self.probabilities(pictures, batch_size=batch_size)]
-        return scores[0] if one else scores
+    def __call__(
+        self, pictures: Picture | Iterable[Picture], *, batch_size: int = 0
+    ) -> Scores | list[Scores] | Iterator[Scores]:
+        """The scores of one picture; of a list, a list of each one's; of an iterator, an iterator of them.
 
-    @torch.inference_mode()
-    def probabilities(self, pictures: Picture | Iterable[Picture], *, batch_size: int = 32) -> np.ndarray:
+        The latter takes pictures as they are needed, so there may be any number. A `batch_size` of 0 is one that suits
+        the device. Raises UserError for what is no picture.
+        """
+        if isinstance(pictures, _ONE):
+            return _scores(self.probabilities(pictures)[0])
+        scores = (_scores(row) for rows in self._batches(pictures, batch_size) for row in rows)
+        return scores if isinstance(pictures, Iterator) else list(scores)
+
+    def probabilities(self, pictures: Picture | Iterable[Picture], *, batch_size: int = 0) -> np.ndarray:
         """float64 `(n, 3)`, columns as `xmodal.labels.CLASSES`; of one picture, one row."""
-        if batch_size < 1:
-            raise UserError(f"batch_size: {batch_size} must be at least 1", "give batch_size=32")
-        given = [pictures] if isinstance(pictures, _ONE) else list(pictures)
-        rows = [np.empty((0, len(CLASSES)))]
-        for start in range(0, len(given), batch_size):
-            pixels = self._pixels(given[start : start + batch_size], start)
-            rows.append(self.model(self._normalise(pixels)).float().softmax(dim=1).double().cpu().numpy())
-        return np.concatenate(rows)
+        if isinstance(pictures, _ONE):
+            predictions = self._predictor.one(_Given(pictures))
+            _check(predictions, 0)
+            return predictions.probabilities
+        return np.concatenate([np.empty((0, len(CLASSES))), *self._batches(pictures, batch_size)])
 
-    def _pixels(self, pictures: Sequence[Picture], first: int) -> torch.Tensor:
-        spec = self.spec
-        cropped = []
-        for number, picture in enumerate(pictures, first):
-            try:
-                content = _content(picture)
-                cropped.append(eval_pixels(content, spec.size, spec.crop_share, squash=spec.squash))
-            except (UndecodableImageError, OSError, TypeError, ValueError) as error:
-                which = picture if isinstance(picture, str | os.PathLike) else f"picture {number}"
-                raise UserError(f"{which}: is no picture: {error}", "leave it out, or give another") from error
-        return torch.from_numpy(np.stack(cropped)).to(self.device)
+    def _batches(self, pictures: Iterable[Picture], batch_size: int) -> Iterator[np.ndarray]:
+        if batch_size < 0:
+            raise UserError(f"batch_size: {batch_size} must be at least 0", "give 32, or 0 to have it chosen")
+        size = batch_size or (CPU_BATCH_SIZE if self.device.type == "cpu" else _GPU_BATCH_SIZE)
+        given = (_Given(picture) for picture in pictures)
+        first = 0
+        # iter() with a sentinel: until a batch is empty.
+        for predictions in self._predictor(iter(lambda: list(itertools.islice(given, size)), [])):
+            _check(predictions, first)
+            first += len(predictions.pictures)
+            yield predictions.probabilities
 
 
-def _content(picture: Picture) -> bytes:
-    """The bytes of a picture's file; what has none gets one without loss."""
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, str | os.PathLike):
-        return Path(picture).read_bytes()
-    if isinstance(picture, np.ndarray):
-        # Pillow would take other arrays for pictures of other kinds: floats in [0, 1] for black.
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise TypeError(f"an array {picture.dtype} {picture.shape}, not uint8 (height, width, 3)")
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"a {type(picture).__name__}")
-    file = io.BytesIO()
-    # As the decoder has it of a file: upright, transparency on white, 16 bits by their high byte.
-    to_rgb(picture).save(file, format="PNG", compress_level=1)
-    return file.getvalue()
+@dataclass(frozen=True)
+class _Given:
+    """A picture as the user gave it."""
+
+    picture: Picture
+    is_remote = False
+
+    def read(self) -> bytes:
+        """The bytes of its file; what has none gets one without loss."""
+        picture = self.picture
+        if isinstance(picture, bytes):
+            return picture
+        if isinstance(picture, str | os.PathLike):
+            return Path(picture).read_bytes()
+        try:
+            if isinstance(picture, np.ndarray):
+                # Pillow would take other arrays for pictures of other kinds: floats in [0, 1] for black.
+                if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                    raise TypeError(f"an array {picture.dtype} {picture.shape}, not uint8 (height, width, 3)")
+                picture = Image.fromarray(picture)
+            if not isinstance(picture, Image.Image):
+                raise TypeError(f"a {type(picture).__name__}")
+            file = io.BytesIO()
+            # As the decoder has it of a file: upright, transparency on white, 16 bits by their high byte.
+            to_rgb(picture).save(file, format="PNG", compress_level=1)
+        except (TypeError, ValueError) as error:
+            raise UndecodableImageError(str(error)) from error
+        return file.getvalue()
+
+
+def _check(predictions: Predictions[_Given], first: int) -> None:
+    """Raise UserError for the first of a batch that is no picture; `first` is the number of the batch's first."""
+    for place, why in sorted(predictions.failures.items()):
+        picture = predictions.pictures[place].picture
+        which = picture if isinstance(picture, str | os.PathLike) else f"picture {first + place}"
+        raise UserError(f"{which}: is no picture: {why}", "leave it out, or give another")
 
 
 def _scores(probabilities: np.ndarray) -> Scores:

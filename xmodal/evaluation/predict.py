@@ -2,98 +2,79 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
-from torch.utils.data import DataLoader, Dataset
 
-from shards.augment import eval_pixels
-from shards.batches import Normaliser
-from shards.decode import UndecodableImageError
 from shards.errors import UserError
-from shards.stream import padded_batches
+from xmodal.evaluation.predictor import CPU_BATCH_SIZE, Predictor, check_finite
 from xmodal.labels import CLASSES
-from xmodal.students import InputSpec, input_spec
+from xmodal.students import input_spec
 
 log = logging.getLogger(__name__)
 
 _LARGEST_ON_GPU = 512
-_LARGEST_ON_CPU = 32
-"""Larger batches are not faster, and take memory."""
 
 
-class _PictureFiles(Dataset):
-    def __init__(self, paths: Sequence[Path], spec: InputSpec) -> None:
-        self.paths, self.spec = paths, spec
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture on this machine, or where its file system leads."""
 
-    def __getitems__(self, places: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels and places; the place is -1 for padding and for a picture that cannot be decoded."""
-        spec, size = self.spec, self.spec.size
-        pixels = np.zeros((len(places), 3, size, size), dtype=np.uint8)
-        decoded = []
-        for number, place in enumerate(places):
-            decoded.append(place)
-            if place < 0:
-                continue
-            try:
-                pixels[number] = eval_pixels(self.paths[place].read_bytes(), size, spec.crop_share, squash=spec.squash)
-            except (UndecodableImageError, OSError) as error:
-                log.warning("%s: cannot be decoded (%s); left out", self.paths[place], error)
-                decoded[-1] = -1
-        return torch.from_numpy(pixels), torch.tensor(decoded)
+    path: Path
+    is_remote = False
+
+    def read(self) -> bytes:
+        """Its bytes. Raises OSError."""
+        return self.path.read_bytes()
 
 
-@torch.inference_mode()
 def predict(
     student: torch.nn.Module,
     paths: Sequence[Path],
     *,
     batch_size: int = 0,
-    num_workers: int,
+    num_workers: int = 0,
     accelerator: Accelerator,
     flip: bool = False,
 ) -> np.ndarray:
     """Probabilities, float64 `(n, 3)`, the same on all processes; NaN for pictures that cannot be decoded.
 
-    With `flip`, the mean of those of a picture and of its mirror image. A `batch_size` of 0 is found: what fits into
-    memory. Raises UserError, on all processes, where the student's own outputs are no finite numbers.
+    With `flip`, the mean of those of a picture and of its mirror image. A `batch_size` of 0 is found: what is fastest
+    and fits into memory. `num_workers` as the Predictor's threads. Raises UserError, on all processes, where the
+    student's own outputs are no finite numbers.
     """
-    spec = input_spec(student)
-    student = student.to(accelerator.device).eval()
-    batch_size = batch_size or _batch_size(student, spec.size, len(paths), accelerator)
-    # Our own division over the processes: Accelerate would read everything on the first one and send it around.
-    batches = padded_batches(len(paths), batch_size, accelerator.process_index, accelerator.num_processes)
-    loader = DataLoader(_PictureFiles(paths, spec), batch_sampler=batches, num_workers=num_workers, collate_fn=_as_is)
-    probabilities = np.full((len(paths), len(CLASSES)), np.nan)
-    decoded = np.zeros(len(paths), dtype=bool)
-    normalise = Normaliser(spec.mean, spec.std)
-    for pixels, places in loader:
-        inputs = normalise(pixels.to(accelerator.device))
-        predicted = student(inputs).float().softmax(dim=1)
-        if flip:
-            predicted = (predicted + student(inputs.flip(-1)).float().softmax(dim=1)) / 2
-        gathered, gathered_places = accelerator.gather((predicted, places.to(accelerator.device)))
-        real = (gathered_places >= 0).cpu()
-        places_here = gathered_places.cpu()[real].numpy()
-        probabilities[places_here] = gathered.cpu()[real].double().numpy()
-        decoded[places_here] = True
-    if not np.isfinite(probabilities[decoded]).all():
-        raise UserError(
-            "student: its outputs are no finite numbers",
-            "its training diverged, or its weights are damaged: train it anew",
-        )
-    return probabilities
+    predictor = Predictor(student, device=accelerator.device, num_threads=num_workers, flip=flip)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    # All ranks have as many rows: what is gathered must be of one length.
+    num_rows = -(-len(paths) // world_size)
+    batch_size = batch_size or found_batch_size(student, num_rows, accelerator)
+    pictures = [PictureFile(path) for path in paths[rank * num_rows : (rank + 1) * num_rows]]
+    probabilities = np.full((num_rows, len(CLASSES)), np.nan)
+    is_finite, first = True, 0
+    for batch in predictor(pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)):
+        probabilities[first : first + len(batch.pictures)] = batch.probabilities
+        first += len(batch.pictures)
+        for place, why in batch.failures.items():
+            log.warning("%s: %s; left out", batch.pictures[place].path, why)
+        is_finite &= batch.is_finite
+    # With a row that tells of this rank: all raise, so that none waits for one that has ended.
+    rows = torch.from_numpy(np.vstack([probabilities, np.full(len(CLASSES), is_finite)]))
+    gathered = accelerator.gather(rows.to(accelerator.device)).cpu().numpy()
+    by_rank = gathered.reshape(world_size, num_rows + 1, len(CLASSES))
+    check_finite(bool(by_rank[:, -1].all()))
+    return by_rank[:, :-1].reshape(-1, len(CLASSES))[: len(paths)]
 
 
-def _batch_size(student: torch.nn.Module, size: int, num_pictures: int, accelerator: Accelerator) -> int:
-    on_cpu = accelerator.device.type == "cpu"
-    largest = min(_LARGEST_ON_CPU if on_cpu else _LARGEST_ON_GPU, -(-num_pictures // accelerator.num_processes)) or 1
-    # A CPU's memory gives way by the kernel's killing something: there is no error that trying could meet.
-    return largest if on_cpu else fitting_batch_size(student, size, largest, accelerator)
+def found_batch_size(student: torch.nn.Module, num_pictures: int, accelerator: Accelerator) -> int:
+    """Pictures of a forward pass: on a CPU what is fastest, on a GPU what fits into memory, within reason."""
+    if accelerator.device.type == "cpu":
+        return CPU_BATCH_SIZE
+    largest = min(_LARGEST_ON_GPU, num_pictures) or 1
+    return fitting_batch_size(student, input_spec(student).size, largest, accelerator)
 
 
 @torch.inference_mode()
@@ -126,7 +107,3 @@ def fitting_batch_size(student: torch.nn.Module, size: int, largest: int, accele
     if smallest < largest:
         log.info("batches of %d pictures fit into memory", smallest)
     return smallest
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

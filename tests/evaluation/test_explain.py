@@ -1,0 +1,116 @@
+"""`xmodal explain`: the heat lies where the student looked, in the picture as people see it."""
+
+import io
+from pathlib import Path
+
+import made_pictures
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.augment import eval_box, eval_pixels
+from shards.decode import decode_rgb
+from xmodal.cli import main
+from xmodal.evaluation.attention import Look
+from xmodal.evaluation.explain import caption, explained_png
+from xmodal.evaluation.heat_map import heat_map, heated
+from xmodal.labels import CLASSES
+from xmodal.students import InputSpec
+
+SPEC = InputSpec(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_share=1.0, squash=False)
+
+
+def warmth(pixels: np.ndarray) -> np.ndarray:
+    """How much of the heat's colours a grey picture has got: hot places are far from grey."""
+    return pixels[..., 0].astype(float) - pixels[..., 2]
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 80), (80, 160), (100, 100), (90, 41)])
+@pytest.mark.parametrize(("crop_share", "squash"), [(1.0, False), (0.8, False), (1.0, True), (0.8, True)])
+@pytest.mark.parametrize("patch", [(0, 0), (1, 3), (3, 2)])
+def test_the_hot_patch_lies_over_what_the_student_saw_in_it(width, height, crop_share, squash, patch):
+    # Where a mark of the picture comes to lie in the student's square, that patch is hot: it must lie over the mark.
+    box = eval_box((width, height), crop_share, squash=squash)
+    left, top = (low + (high - low) * (place + 0.5) / 4
+                 for low, high, place in ((box[0], box[2], patch[1]), (box[1], box[3], patch[0])))  # fmt: skip
+    grey = Image.new("RGB", (width, height), (120, 120, 120))
+    marked = grey.copy()
+    marked.paste((255, 255, 255), (round(left) - 2, round(top) - 2, round(left) + 3, round(top) + 3))
+    seen = eval_pixels(made_pictures.encode(marked, "PNG"), 32, crop_share, squash=squash).mean(axis=0)
+    of_patches = seen.reshape(4, 8, 4, 8).mean(axis=(1, 3))
+    assert np.unravel_index(of_patches.argmax(), (4, 4)) == patch
+    heat = np.zeros((4, 4))
+    heat[patch] = 1
+    made = warmth(heated(np.asarray(grey), heat, box))
+    row, column = np.unravel_index(made.argmax(), made.shape)
+    assert abs(column + 0.5 - left) <= (box[2] - box[0]) / 8
+    assert abs(row + 0.5 - top) <= (box[3] - box[1]) / 8
+
+
+def test_what_the_student_did_not_see_is_dark():
+    pixels = np.full((40, 80, 3), 200, dtype=np.uint8)
+    made = heated(pixels, np.full((2, 2), 0.25), (20, 0, 60, 40))
+    assert made[:, :20].max() < 60
+    assert made[:, 60:].max() < 60
+    assert made[:, 20:60].min() > 100
+
+
+def test_a_few_patches_of_outliers_do_not_hide_all_others():
+    heat = np.linspace(0, 1, 256).reshape(16, 16)
+    plain = heated(np.full((64, 64, 3), 120, dtype=np.uint8), heat, (0, 0, 64, 64))
+    heat[0, 5] = 1000
+    spoilt = heated(np.full((64, 64, 3), 120, dtype=np.uint8), heat, (0, 0, 64, 64))
+    assert np.abs(plain[32:].astype(int) - spoilt[32:]).max() < 10
+
+
+@pytest.mark.parametrize("size", [(3000, 2000), (7, 5), (1, 900), (640, 640)])
+def test_a_picture_of_any_size_has_a_sheet_that_can_be_looked_at(size):
+    sheet = heat_map(Image.new("RGB", size), np.ones((4, 4)) / 16, (0, 0, *size), ["positive 0.9", "attention rollout"])
+    assert sheet.width <= 2 * 640 + 8
+    assert sheet.height <= 640 + 60
+    assert min(sheet.size) > 50
+
+
+def test_a_picture_that_is_stored_turned_is_shown_upright():
+    content = made_pictures.jpeg(200, 100, exif=made_pictures.turned_exif())
+    assert decode_rgb(content).size == (100, 200)
+    look = Look(heat=np.eye(4) / 4, probabilities=np.array([0.1, 0.2, 0.7]), method="rollout")
+    with Image.open(io.BytesIO(explained_png(content, look, SPEC, None))) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.height > 400
+
+
+def test_the_caption_has_the_probabilities_and_what_is_shown():
+    look = Look(heat=np.eye(2), probabilities=np.array([0.1, 0.25, 0.65]), method="gradient")
+    assert caption(look, 0) == (
+        "positive 0.650   neutral 0.250   negative 0.100",
+        "attention weighted by the gradient of negative",
+    )
+    assert caption(look, None)[1].endswith("of positive")
+    look = Look(heat=np.eye(2), probabilities=look.probabilities, method="rollout")
+    assert caption(look, None)[1] == "attention rollout"
+
+
+def test_the_command_writes_a_png_for_each_picture(tiny_student, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").write_bytes(made_pictures.jpeg(90, 60))
+    (tmp_path / "bad.png").write_bytes(made_pictures.GARBAGE)
+    student, output = str(tiny_student), tmp_path / "out"
+    pictures = [str(tmp_path / folder / "x.jpg") for folder in ("a", "b")]
+    assert main(["explain", "-m", student, *pictures, "--output", str(output)]) == 0
+    assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == [
+        "x.explained.png",
+        "x-2.explained.png",
+    ]
+    rollout = (output / "x.explained.png").read_bytes()
+    assert rollout == (output / "x-2.explained.png").read_bytes()
+    shown = {rollout}
+    for given in (["--method", "gradient"], *(["--class", name] for name in CLASSES)):
+        assert main(["explain", "-m", student, pictures[0], "--output", str(output), *given]) == 0
+        shown.add((output / "x.explained.png").read_bytes())
+    # What is asked for when no class is, is the predicted one: but for that, all of them differ.
+    assert len(shown) == 4
+    assert main(["explain", "-m", student, str(tmp_path / "bad.png"), "--output", str(output)]) == 1
+    assert main(["explain", "-m", student, pictures[0], "--class", "glad", "--output", str(output)]) == 2
+    assert "glad" in capsys.readouterr().err
