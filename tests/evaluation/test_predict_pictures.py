@@ -73,7 +73,7 @@ def numbers_of(rows) -> np.ndarray:
 
 
 def failures_beside(output: str | Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in Path(output).with_suffix(".failures.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in Path(f"{output}.failures.jsonl").read_text().splitlines()]
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
@@ -99,7 +99,11 @@ def test_the_table_has_what_evaluation_predicts_and_the_failures_are_beside_it(c
         2,
         NUM_PICTURES,
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.failures.jsonl", "out.summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.csv",
+        "out.csv.failures.jsonl",
+        "out.csv.summary.json",
+    ]
 
 
 def test_all_formats_say_the_same(config, tmp_path):
@@ -153,6 +157,32 @@ def test_a_picture_whose_bytes_in_the_tar_have_changed_is_a_failure(config, tmp_
     predict_pictures(replace(config, inputs=[storage.url]))
     assert [row["key"] for row in rows_of(config.output)] == ["0-1"]
     assert "not those that were indexed" in failures_beside(config.output)[0]["reason"]
+
+
+def test_a_file_that_goes_away_meanwhile_is_a_failure(config, tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(made_pictures.png(seed=number))
+    read = LocalStorage.read
+
+    def removed_before(storage, name):
+        if name == "1.png":
+            (storage.folder / name).unlink()
+        return read(storage, name)
+
+    monkeypatch.setattr(LocalStorage, "read", removed_before)
+    predict_pictures(replace(config, inputs=[str(tmp_path / "pictures")]))
+    assert [Path(row["path"]).name for row in rows_of(config.output)] == ["0.png", "2.png"]
+    assert [row["reason"] for row in failures_beside(config.output)] == ["is not there"]
+
+
+def test_a_name_that_is_not_utf8_is_written_as_well_as_it_can_be(config, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with open(os.fsencode(tmp_path / "pictures") + b"/caf\xe9.png", "wb") as file:
+        file.write(made_pictures.png())
+    for suffix in ("csv", "jsonl", "parquet"):
+        predict_pictures(replace(config, inputs=[str(tmp_path / "pictures")], output=str(tmp_path / f"out.{suffix}")))
+    assert [Path(row["path"]).name for row in rows_of(config.output)] == ["caf\ufffd.png"]
 
 
 def run_until_part(command: list[str], parts: Path, count: int, variables: dict[str, str]) -> None:
@@ -213,7 +243,7 @@ def test_what_is_ended_while_it_makes_the_table_goes_on_too(config, tmp_path, mo
     assert (tmp_path / "b" / "out.csv").exists() == (moment == "remove_parts")
     predict_pictures(ended)
     assert all_files(tmp_path / "a") == all_files(tmp_path / "b")
-    assert sorted(os.listdir(tmp_path / "b")) == ["out.csv", "out.failures.jsonl", "out.summary.json"]
+    assert sorted(os.listdir(tmp_path / "b")) == ["out.csv", "out.csv.failures.jsonl", "out.csv.summary.json"]
 
 
 def test_a_finished_table_is_left_as_it_is(config, folder, tiny_student):
@@ -223,7 +253,7 @@ def test_a_finished_table_is_left_as_it_is(config, folder, tiny_student):
     assert Path(config.output).stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"out\.csv: is of another tta: none, not flip"):
         predict_pictures(replace(config, tta="flip"))
-    Path(config.output).with_suffix(".summary.json").unlink()
+    Path(f"{config.output}.summary.json").unlink()
     with pytest.raises(UserError, match=r"out\.csv: is there already"):
         predict_pictures(config)
 
@@ -323,10 +353,10 @@ def test_pictures_datasets_and_views_on_s3_are_predicted_and_the_table_may_lie_t
         inputs = [f"{at}/pictures", one, f"{at}/dataset", f"{at}/view"]
         predict_pictures(replace(config, inputs=inputs, output=f"{at}/out/table.jsonl"))
         out = open_storage(f"{at}/out")
-        assert out.names() == ["table.failures.jsonl", "table.jsonl", "table.summary.json"]
+        assert out.names() == ["table.jsonl", "table.jsonl.failures.jsonl", "table.jsonl.summary.json"]
         assert sorted(out.names_below()) == out.names()
         rows = [json.loads(line) for line in out.read("table.jsonl").splitlines()]
-        failures = [json.loads(line) for line in out.read("table.failures.jsonl").splitlines()]
+        failures = [json.loads(line) for line in out.read("table.jsonl.failures.jsonl").splitlines()]
         with pytest.raises(UserError, match="nothing lies there"):
             predict_pictures(replace(config, inputs=[f"{at}/none"]))
     assert sorted(row["path"] for row in failures) == [f"{at}/pictures/{name}" for name in sorted(BAD)]

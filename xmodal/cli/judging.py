@@ -40,7 +40,7 @@ def predict(arguments: list[str]) -> None:
     """A student → its probabilities for files, folders, views, datasets or s3:// prefixes of pictures, as a table.
 
     `xmodal predict -m STUDENT FILE|FOLDER|VIEW|s3://... --output predictions.csv`; .parquet and .jsonl too. The same
-    command again goes on where it was ended; what cannot be read is in predictions.failures.jsonl.
+    command again goes on where it was ended; what cannot be read is in predictions.csv.failures.jsonl.
     """
     from xmodal.evaluation.predict_pictures import PredictConfig, predict_pictures
 

@@ -19,6 +19,7 @@ from shards.view import open_view
 from xmodal.benchmarks import PICTURE_SUFFIXES
 
 _PLACES = ["key", "image_offset", "image_length", "image_crc32"]
+_MAX_CORRUPT_READS = 3
 _ROWS_AT_A_TIME = 1 << 12
 _NAMES_LOOKED_AT = 1000
 """Of a folder, to tell whether it holds tars."""
@@ -52,10 +53,11 @@ class Picture:
         if self.place is None:
             return self.storage.read(self.name)
         offset, length, crc32 = self.place
-        content = self.storage.read_range(self.name, offset, length)
-        if zlib.crc32(content) != crc32:
-            raise CorruptObjectError("its bytes are not those that were indexed")
-        return content
+        for _ in range(_MAX_CORRUPT_READS if self.is_remote else 1):
+            content = self.storage.read_range(self.name, offset, length)
+            if zlib.crc32(content) == crc32:
+                return content
+        raise CorruptObjectError("its bytes are not those that were indexed")
 
 
 def pictures_of(inputs: Sequence[str], split: str | None = None) -> Iterator[Picture]:
@@ -116,7 +118,7 @@ def _in_shards(url: str) -> Iterator[Picture]:
         except FileNotFoundError:
             raise UserError(f"{path}: no such shard", "check the URL") from None
         except OSError as error:
-            yield Picture(path=path, storage=shards.storage, name=name, damage=f"cannot be read: {error}")
+            yield Picture(path=path, storage=shards.storage, name=name, damage=str(error))
         else:
             yield from _rows(index, shards.storage, path, name)
 

@@ -48,8 +48,7 @@ class PredictionFiles:
         self.url = output
         self._storage = open_storage(folder or slash or ".", create=True)
         self._parts = self._storage.below(f".{self.name}.parts")
-        stem = PurePosixPath(self.name).stem
-        self.failures_name, self._summary_name = f"{stem}.failures.jsonl", f"{stem}.summary.json"
+        self.failures_name, self._summary_name = f"{self.name}.failures.jsonl", f"{self.name}.summary.json"
 
     def begin(self, asked: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Begin, or go on with a run that asked for the same: both together, as that one has them.

@@ -161,6 +161,8 @@ class Predictor:
                 pixels[place] = cropped.transpose(1, 2, 0)
             except UndecodableImageError as error:
                 failures[place] = f"cannot be decoded: {error}"
+            except FileNotFoundError:
+                failures[place] = "is not there"
             except OSError as error:
                 failures[place] = f"cannot be read: {error.strerror or error}"
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), failures
