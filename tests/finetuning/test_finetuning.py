@@ -49,6 +49,12 @@ def weights(folder: Path) -> bytes:
     return (folder / "student" / "model.safetensors").read_bytes()
 
 
+def files_of(folder: Path) -> dict[str, int]:
+    """When each was written, but for checkpoints, which go once they are not needed."""
+    files = {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {name: time for name, time in files.items() if not name.startswith("checkpoints/")}
+
+
 @pytest.fixture(scope="module")
 def crossvalidated(beginner: Path, bright: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks under `deepspeed`, undisturbed."""
@@ -144,13 +150,14 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_bee
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()  # until the last of its ranks has closed its output
-    first = tmp_path / "fold-1" / "predictions.csv"
-    done_before = first.stat().st_mtime_ns, (tmp_path / "fold-1" / "metrics.jsonl").read_bytes()
-    assert not (tmp_path / "fold-2" / "predictions.csv").exists()
+    # The first fold; more of them where this machine was busy with something else at that moment.
+    done = [fold for fold in FOLDS if (tmp_path / fold / "predictions.csv").exists()]
+    assert done[0] == "fold-1"
+    before = [files_of(tmp_path / fold) for fold in done]
     again = launch("deepspeed", given, CROSSVAL)
     assert again.returncode == 0, again.stdout
-    assert "resuming at step" in again.stdout
-    assert (first.stat().st_mtime_ns, (tmp_path / "fold-1" / "metrics.jsonl").read_bytes()) == done_before
+    assert "resuming at step" in again.stdout or "fold-2" in done
+    assert [files_of(tmp_path / fold) for fold in done] == before
     for fold in FOLDS:
         assert weights(tmp_path / fold) == weights(crossvalidated / fold)
         assert losses(tmp_path / fold) == losses(crossvalidated / fold)
