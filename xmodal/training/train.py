@@ -5,7 +5,8 @@ import logging
 import re
 import secrets
 import socket
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from shards.batches import Batch, Normaliser
 from shards.errors import UserError
 from shards.storage import LocalStorage, open_storage
 from shards.stream import EvalStream, told_of_lost_workers
-from shards.view import View, open_view
+from shards.view import View, open_view, target_array
 from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import create_student, export_student
 from xmodal.training.agreement import gather_objects, require_agreement, versions
@@ -35,6 +36,7 @@ from xmodal.training.engine import (
     set_ema_decay,
     set_learning_rate,
 )
+from xmodal.training.features import Features, head_alone, read_features
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.pinned_config import dotted, pin_config
@@ -129,6 +131,7 @@ class _Run:
         self.step = 0
         self.run_id = secrets.token_hex(8)
         self.skipped = SkippedSteps(config.max_skipped_steps)
+        self.features: dict[str, Features] = {}  # of train and val, while they are what is learned from
         self.upload: Upload | None = None
 
     def run(self) -> bool:
@@ -161,7 +164,12 @@ class _Run:
                 self.dtype,
             )
         stopped = False
+        if self.config.keep_features and self.step < min(self.frozen_steps, self.total_steps):
+            self._keep_features()
         while self.step < self.total_steps and not stopped:
+            if self.features and self.step >= self.frozen_steps:
+                self.features = {}
+                self.stream.read_pixels()
             epoch = self.stream.epoch
             stopped = self._train_epoch()
             if self.stream.epoch > epoch or self.step == self.total_steps:
@@ -229,14 +237,31 @@ class _Run:
             dist.all_reduce(votes, op=dist.ReduceOp.MIN)
             is_done = bool(votes.item())
 
-    def _phase(self) -> AbstractContextManager[None]:
+    def _keep_features(self) -> None:
+        """Have the backbone look at all pictures once; the stream then needs to read none."""
+        splits = [split for split in ("train", "val") if self.view.description["counts"]["splits"][split]]
+        for split in splits:
+            log.info("the frozen backbone looks at the pictures of %s", split)
+            self.features[split] = read_features(
+                self.engine,
+                self._eval_stream(split),
+                flip=self.config.augment.flip and split == "train",
+                to_pixels=self._pixels,
+                progress=lambda: self.watchdog.progress("the features of all pictures"),
+            )
+        self.stream.leave_out_pixels(~self.features["train"].known.numpy())
+
+    @contextmanager
+    def _phase(self) -> Iterator[None]:
         """What the coming step is to be done in; no checkpoint may be saved within it, since parts are frozen."""
         self.engine.train()
-        if self.step < self.frozen_steps:
-            return frozen_backbone(self.engine.module)
         if self.step == self.frozen_steps:
             restart_optimizer(self.engine)
-        return nullcontext()
+        with (
+            frozen_backbone(self.engine.module) if self.step < self.frozen_steps else nullcontext(),
+            head_alone(self.engine.module) if self.features else nullcontext(),
+        ):
+            yield
 
     def _train_epoch(self) -> bool:
         """Steps to the end of the epoch, or of the run, or to a stop request; whether it was one."""
@@ -293,14 +318,20 @@ class _Run:
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns its samples' losses."""
+        targets = batch.targets.to(self.engine.device)
+        if self.features:
+            losses = self.loss(self.engine(self.features["train"].draw(batch.rows).to(self.engine.device)), targets)
+            return self._backward(losses)
         pixels = self._pixels(batch)
-        targets = batch.targets.to(pixels.device)
         if self.config.mixup:
             share = draw_share(self.config.mixup)
             logits = self.engine(mix_with_reversed(pixels, share))
             losses = share * self.loss(logits, targets) + (1 - share) * self.loss(logits, targets.flip(0))
         else:
             losses = self.loss(self.engine(pixels), targets)
+        return self._backward(losses)
+
+    def _backward(self, losses: torch.Tensor) -> torch.Tensor:
         self.engine.backward(losses.mean())
         self.engine.step()
         return losses.detach()
@@ -333,8 +364,8 @@ class _Run:
             self.log.write("step", self.step, values)
 
     def _mfu(self, images_per_second: float) -> float | None:
-        """Of this rank, as all others; None where the device's peak is not known."""
-        if not self.peak or not self.flops:
+        """Of this rank, as all others; None where the device's peak is not known, or the head alone computes."""
+        if not self.peak or not self.flops or self.features:
             return None
         # A frozen backbone has a forward pass alone.
         passes = PASSES if self.step > self.frozen_steps else 1
@@ -347,21 +378,8 @@ class _Run:
             return None
         student = self._averaged_student() if self.config.optimizer.ema_decay else self.engine
         student.eval()
-        stream = EvalStream(
-            self.view,
-            split="val",
-            config=self.config.stream,
-            size=self.spec.size,
-            crop_share=self.spec.crop_share,
-            squash=self.spec.squash,
-            batch_size=self.engine.train_micro_batch_size_per_gpu(),
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        )
         sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.engine.device)
-        for batch in stream:
-            logits = student(self._pixels(batch)).float()
-            targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
+        for logits, targets, mask in self._val_logits(student):
             sums += validation_sums(logits, targets, self.loss(logits, targets), mask)
         dist.all_reduce(sums)
         values = validation_metrics(sums)
@@ -370,6 +388,34 @@ class _Run:
         if self.log:
             self.log.write("validation", self.step, {"epoch": epoch, **values})
         return values["kl"]
+
+    def _val_logits(self, student: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Logits, targets and mask of this rank's share of the val split."""
+        device = self.engine.device
+        if not self.features:
+            for batch in self._eval_stream("val"):
+                logits = student(self._pixels(batch)).float()
+                yield logits, batch.targets.to(device), batch.mask.to(device)
+            return
+        features = self.features["val"]
+        rows = torch.arange(self.ranks.rank, len(features.known), self.ranks.world_size)
+        with head_alone(getattr(student, "module", student)):
+            logits = student(features.values[0, rows].to(device)).float()
+        targets = torch.from_numpy(target_array(self.view.split("val").rows))[rows]
+        yield logits, targets.to(device), features.known[rows].to(device)
+
+    def _eval_stream(self, split: str) -> EvalStream:
+        return EvalStream(
+            self.view,
+            split=split,
+            config=self.config.stream,
+            size=self.spec.size,
+            crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
+            batch_size=self.engine.train_micro_batch_size_per_gpu(),
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
 
     def _averaged_student(self) -> torch.nn.Module:
         """The moving average, whole on each rank, in the precision that is trained in."""
