@@ -268,7 +268,7 @@ class EvalStream:
     """One rank's part of one pass over a split: every sample counts exactly once over all ranks.
 
     All ranks have the same number of batches of the same size; padding has row -1 and mask False. Of the config, what
-    concerns the order has no effect.
+    concerns the order has no effect. With `rows`, int64 and ascending, it is a pass over these alone.
     """
 
     def __init__(
@@ -283,13 +283,16 @@ class EvalStream:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        rows: np.ndarray | None = None,
     ) -> None:
         part = view.split(split)
         self.config = config
-        self.num_samples = part.rows.num_rows
+        self.num_samples = part.rows.num_rows if rows is None else len(rows)
         reader = SampleReader(view, part, _open_cache(view, config))
         self._dataset = EvalDataset(reader, size, crop_share, squash=squash)
         self._batches = padded_batches(self.num_samples, batch_size, rank, world_size)
+        if rows is not None:
+            self._batches = [[int(rows[place]) if place >= 0 else -1 for place in batch] for batch in self._batches]
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -3,11 +3,12 @@
 As timm has it, a model's forward pass is its features, pooled (`forward_head` with `pre_logits`), then its classifier.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from timm.layers import Mlp
@@ -16,6 +17,7 @@ from shards.batches import Batch
 from shards.errors import UserError
 from shards.stream import EvalStream
 from xmodal.students import classifiers
+from xmodal.training.feature_store import FeatureStore
 
 _ROWS_AT_A_TIME = 1 << 16
 """That ranks exchange."""
@@ -49,43 +51,54 @@ def require_linear_classifier(model: torch.nn.Module, name: str) -> None:
 
 def read_features(
     engine: Any,
-    stream: EvalStream,
+    stream_of: Callable[[np.ndarray], EvalStream],
+    ids: Sequence[bytes],
     *,
     flip: bool,
     to_pixels: Callable[[Batch], torch.Tensor],
     progress: Callable[[], None],
+    store: FeatureStore | None,
 ) -> Features:
     """Have the backbone look at each picture of a split, as in evaluation, over all ranks; all must call it.
 
-    `flip`: at its mirror image, too. `to_pixels` gives a batch as the student takes it; `progress` is called for each.
+    `stream_of` gives the pictures of some rows, int64, and `to_pixels` a batch as the student takes it; `flip`: at its
+    mirror image, too; `progress` is called for each batch. What the first rank finds in its `store`, by `ids`, nobody
+    looks at, and what was looked at is added to it.
     """
-    values: torch.Tensor | None = None
-    known = torch.zeros(stream.num_samples, dtype=torch.bool)
-    engine.eval()
-    with torch.no_grad(), _backbone_alone(engine.module):
-        for batch in stream:
-            progress()
-            pixels = to_pixels(batch)
-            # Each is taken off the device before the next: what the student made may be overwritten by it.
-            views = [engine(view).cpu() for view in ([pixels, pixels.flip(-1)] if flip else [pixels])]
-            if values is None:
-                values = torch.zeros(len(views), stream.num_samples, views[0].shape[1], dtype=views[0].dtype)
-            rows = batch.rows[batch.mask]
-            known[rows] = True
-            for number, view in enumerate(views):
-                values[number, rows] = view[batch.mask]
-    assert values is not None, "a split that is not empty has a batch on each rank"
-    _add_those_of_others(values, known, engine.device)
+    (head,) = classifiers(engine.module)
+    width = head.fc1.in_features if isinstance(head, Mlp) else head.in_features
+    dtype = next(engine.module.parameters()).dtype
+    values = torch.zeros(2 if flip else 1, len(ids), cast(int, width), dtype=dtype)
+    known = torch.zeros(len(ids), dtype=torch.bool)
+    if store:
+        places, stored = store.find(ids)
+        known[places] = True
+        values[:, places] = stored
+    _add_those_of_others(known[:, None], engine.device)
+    missing = (~known).nonzero()[:, 0]
+    if len(missing):
+        engine.eval()
+        with torch.no_grad(), _backbone_alone(engine.module):
+            for batch in stream_of(missing.numpy()):
+                progress()
+                pixels, rows = to_pixels(batch), batch.rows[batch.mask]
+                # Each is taken off the device before the next: what the student made may be overwritten by it.
+                for number, view in enumerate([pixels, pixels.flip(-1)] if flip else [pixels]):
+                    values[number, rows] = engine(view).cpu()[batch.mask]
+                known[rows] = True
+    for one in [*values, known[:, None]]:
+        _add_those_of_others(one, engine.device)
+    if store and len(added := missing[known[missing]]):
+        store.add([ids[row] for row in added.tolist()], values[:, added])
     return Features(values=values, known=known)
 
 
-def _add_those_of_others(values: torch.Tensor, known: torch.Tensor, device: torch.device) -> None:
-    """Each rank has its own rows, and zeros in all others: their sum is everything."""
-    for view in [*values, known[:, None]]:
-        for start in range(0, len(view), _ROWS_AT_A_TIME):
-            part = view[start : start + _ROWS_AT_A_TIME].to(device, torch.float32)
-            dist.all_reduce(part)
-            view[start : start + _ROWS_AT_A_TIME] = part.to(view.device, view.dtype)
+def _add_those_of_others(rows: torch.Tensor, device: torch.device) -> None:
+    """In place: each rank has rows `(n, width)` of its own, and zeros in all others; their sum is everything."""
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        part = rows[start : start + _ROWS_AT_A_TIME].to(device, torch.float32)
+        dist.all_reduce(part)
+        rows[start : start + _ROWS_AT_A_TIME] = part.to(rows.device, rows.dtype)
 
 
 @contextmanager

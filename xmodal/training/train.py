@@ -8,9 +8,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -36,6 +38,7 @@ from xmodal.training.engine import (
     set_ema_decay,
     set_learning_rate,
 )
+from xmodal.training.feature_store import FeatureStore, backbone_fingerprint, picture_ids
 from xmodal.training.features import Features, head_alone, read_features
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
@@ -107,7 +110,7 @@ def _facts(config: TrainConfig, view: View) -> dict[str, Any]:
     settings = {
         f"config.{name}": value
         for name, value in dotted(json.loads(json.dumps(asdict(config))))
-        if name not in ("view", "output", "deepspeed", "stop_file", "stream.cache_folder")
+        if name not in ("view", "output", "deepspeed", "stop_file", "feature_folder", "stream.cache_folder")
     }
     file = Path(config.deepspeed)
     content = file.read_text(errors="replace") if file.is_file() else None  # that it is missing is told later
@@ -124,6 +127,7 @@ class _Run:
         self.schedule_steps, self.frozen_steps = prepared.schedule_steps, prepared.frozen_steps
         self.total_steps = prepared.total_steps
         # Before there is an engine: ZeRO 3 takes the weights out of the model.
+        self.fingerprint = backbone_fingerprint(prepared.model, self.spec) if config.feature_folder else ""
         self.flops = forward_flops(prepared.model, self.spec.size) if self.peak and ranks.is_first else None
         self.engine = start_engine(config, prepared.model, prepared.deepspeed)
         self.dtype = next(self.engine.module.parameters()).dtype
@@ -239,15 +243,22 @@ class _Run:
 
     def _keep_features(self) -> None:
         """Have the backbone look at all pictures once; the stream then needs to read none."""
-        splits = [split for split in ("train", "val") if self.view.description["counts"]["splits"][split]]
-        for split in splits:
+        flip, store = self.config.augment.flip, None
+        if self.fingerprint and self.ranks.is_first:
+            name = f"{self.fingerprint[:32]}-{str(self.dtype).removeprefix('torch.')}{'-flipped' if flip else ''}"
+            store = FeatureStore(open_storage(self.config.feature_folder, create=True), name)
+        for split in ("train", "val"):
+            if not self.view.description["counts"]["splits"][split]:
+                continue
             log.info("the frozen backbone looks at the pictures of %s", split)
             self.features[split] = read_features(
                 self.engine,
-                self._eval_stream(split),
-                flip=self.config.augment.flip and split == "train",
+                partial(self._eval_stream, split),
+                picture_ids(self.view.split(split).rows),
+                flip=flip,
                 to_pixels=self._pixels,
                 progress=lambda: self.watchdog.progress("the features of all pictures"),
+                store=store,
             )
         self.stream.leave_out_pixels(~self.features["train"].known.numpy())
 
@@ -404,7 +415,7 @@ class _Run:
         targets = torch.from_numpy(target_array(self.view.split("val").rows))[rows]
         yield logits, targets.to(device), features.known[rows].to(device)
 
-    def _eval_stream(self, split: str) -> EvalStream:
+    def _eval_stream(self, split: str, rows: np.ndarray | None = None) -> EvalStream:
         return EvalStream(
             self.view,
             split=split,
@@ -415,6 +426,7 @@ class _Run:
             batch_size=self.engine.train_micro_batch_size_per_gpu(),
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
+            rows=rows,
         )
 
     def _averaged_student(self) -> torch.nn.Module:
