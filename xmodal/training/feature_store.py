@@ -20,7 +20,7 @@ def backbone_fingerprint(model: torch.nn.Module, spec: InputSpec) -> str:
     for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
         if id(tensor) not in of_head:
             hashing.update(name.encode())
-            hashing.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            hashing.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return hashing.hexdigest()
 
 
