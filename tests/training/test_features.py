@@ -85,6 +85,7 @@ def one_rank(tmp_path):
 
 def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_path, one_rank):
     model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=MODEL_ARGS))
+    model.bfloat16()
     view, spec = open_view(str(small_view)), input_spec(model)
     ids = picture_ids(view.split("train").rows)
     assert len(set(ids)) == 158
@@ -101,7 +102,7 @@ def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_p
             stream_of,
             ids[:count],
             flip=True,
-            to_pixels=lambda batch: Normaliser(spec.mean, spec.std)(batch.pixels),
+            to_pixels=lambda batch: Normaliser(spec.mean, spec.std)(batch.pixels).bfloat16(),
             progress=lambda: None,
             store=store,
         )

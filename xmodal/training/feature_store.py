@@ -37,14 +37,14 @@ class FeatureStore:
         """`name` tells apart what is not the same: the backbone, the precision, the views of a picture."""
         self._storage, self._name = storage, f"{name}.safetensors"
 
-    def find(self, ids: Sequence[bytes]) -> tuple[list[int], torch.Tensor]:
+    def find(self, ids: Sequence[bytes]) -> tuple[list[int], torch.Tensor | None]:
         """Places in `ids` of those that are there, and their features, `(views, len(places), width)`.
 
-        Raises UserError for a file that is damaged.
+        None where there is no file as yet. Raises UserError for a file that is damaged.
         """
         stored = self._read()
         if stored is None:
-            return [], torch.empty(1, 0, 1)
+            return [], None
         place_of = {row.tobytes(): place for place, row in enumerate(stored["ids"].numpy())}
         places = [place for place, one in enumerate(ids) if one in place_of]
         return places, stored["values"][:, [place_of[ids[place]] for place in places]]

@@ -72,8 +72,9 @@ def read_features(
     known = torch.zeros(len(ids), dtype=torch.bool)
     if store:
         places, stored = store.find(ids)
-        known[places] = True
-        values[:, places] = stored
+        if stored is not None:
+            known[places] = True
+            values[:, places] = stored
     _add_those_of_others(known[:, None], engine.device)
     missing = (~known).nonzero()[:, 0]
     if len(missing):
