@@ -143,11 +143,44 @@ class TrainDataset(BatchDataset):
                 damaged.append(self.damage(row, error))
                 row = self.orders(address.epoch).replacement(address.lane, address.position, attempt)
                 [content] = self.reader.read([row])
-        raise UserError(
+        raise self.too_many_damaged(address, f"the last: {damaged[-1]}")
+
+    def too_many_damaged(self, address: Address, found: str) -> UserError:
+        """What is raised where no replacement is any better."""
+        return UserError(
             f"{self.reader.key(address.row)}: this picture and {MAX_REPLACEMENT_TRIES - 1} others of its lane are "
-            f"damaged; the last: {damaged[-1]}",
+            f"damaged; {found}",
             "check the shards with `xmodal shards verify`: their content is not what was committed",
         )
+
+
+class RowDataset(TrainDataset):
+    """The same samples without their pixels, for what has been made of all pictures before: which were damaged then is
+    known.
+    """
+
+    def __init__(self, reader: SampleReader, orders: EpochOrders, lanes: range, damaged_rows: np.ndarray) -> None:
+        super().__init__(reader, 0, AugmentConfig(), orders, 0, lanes)
+        self.damaged_rows = damaged_rows
+
+    def batch(self, places: list[Address]) -> Batch:
+        """The samples at some addresses. Raises UserError where a lane has nothing but damaged ones."""
+        rows = np.array([self._undamaged(address) for address in places], dtype=np.int64)
+        return Batch(
+            torch.empty(len(rows), 3, 0, 0, dtype=torch.uint8),
+            torch.from_numpy(self.reader.targets[rows]),
+            torch.from_numpy(rows),
+            torch.ones(len(rows), dtype=torch.bool),
+            [],
+        )
+
+    def _undamaged(self, address: Address) -> int:
+        row = address.row
+        for attempt in range(MAX_REPLACEMENT_TRIES):
+            if not self.damaged_rows[row]:
+                return row
+            row = self.orders(address.epoch).replacement(address.lane, address.position, attempt)
+        raise self.too_many_damaged(address, "all were found so before")
 
 
 class EvalDataset(BatchDataset):

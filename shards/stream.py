@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler, dataloader
 
 from shards.augment import AugmentConfig
-from shards.batches import Address, Batch, EvalDataset, TrainDataset
+from shards.batches import Address, Batch, EvalDataset, RowDataset, TrainDataset
 from shards.cache import ShardCache, default_cache_folder
 from shards.checks import require_range
 from shards.errors import UserError
@@ -173,7 +173,8 @@ class TrainStream:
         self._orders = EpochOrders(part.shard_sizes, config.seed, config.num_lanes, config.shards_per_block)
         self._damage = _DamageCount(config.max_damaged_share, "replaced by another sample of its lane")
         reader = SampleReader(view, part, _open_cache(view, config))
-        self._dataset = TrainDataset(reader, size, augment, self._orders, config.seed, self.lanes)
+        self._pictures = TrainDataset(reader, size, augment, self._orders, config.seed, self.lanes)
+        self._dataset = self._pictures
         self._source: Iterator[Batch] | None = None
         self._source_stands_at = (0, 0)
 
@@ -219,6 +220,19 @@ class TrainStream:
             self._source_stands_at = (self.epoch, self.step)
             yield step
 
+    def leave_out_pixels(self, damaged_rows: np.ndarray) -> None:
+        """From now on, give the same samples without reading them, for what has been made of all pictures before.
+
+        `damaged_rows` bool `(n,)` are those of which nothing could be made: they are replaced as ever.
+        """
+        self._source = None
+        self._dataset = RowDataset(self._pictures.reader, self._orders, self.lanes, damaged_rows)
+
+    def read_pixels(self) -> None:
+        """Read pictures again."""
+        self._source = None
+        self._dataset = self._pictures
+
     def close(self) -> None:
         """End the workers. Iterating again starts new ones."""
         self._source = None
@@ -229,14 +243,15 @@ class TrainStream:
             # Over the ends of epochs: its workers go on with the next one while this one's last steps are trained on.
             self._source_stands_at = (self.epoch, self.step)
             self._dataset.expect_anew()
+            num_workers = self.config.num_workers if self._dataset is self._pictures else 0
             loader = DataLoader(
                 self._dataset,
                 batch_sampler=_Addresses(self),
-                num_workers=self.config.num_workers,
+                num_workers=num_workers,
                 collate_fn=_as_is,
                 worker_init_fn=_end_with_parent_alone,
                 pin_memory=torch.cuda.is_available(),
-                prefetch_factor=4 if self.config.num_workers else None,
+                prefetch_factor=4 if num_workers else None,
                 generator=torch.Generator(),  # else each epoch would draw from the global one, and dropout see it
             )
             self._source = _batches(loader)
@@ -253,7 +268,7 @@ class EvalStream:
     """One rank's part of one pass over a split: every sample counts exactly once over all ranks.
 
     All ranks have the same number of batches of the same size; padding has row -1 and mask False. Of the config, what
-    concerns the order has no effect.
+    concerns the order has no effect. With `rows`, int64 and ascending, it is a pass over these alone.
     """
 
     def __init__(
@@ -268,13 +283,16 @@ class EvalStream:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        rows: np.ndarray | None = None,
     ) -> None:
         part = view.split(split)
         self.config = config
-        self.num_samples = part.rows.num_rows
+        self.num_samples = part.rows.num_rows if rows is None else len(rows)
         reader = SampleReader(view, part, _open_cache(view, config))
         self._dataset = EvalDataset(reader, size, crop_share, squash=squash)
         self._batches = padded_batches(self.num_samples, batch_size, rank, world_size)
+        if rows is not None:
+            self._batches = [[int(rows[place]) if place >= 0 else -1 for place in batch] for batch in self._batches]
 
     def __len__(self) -> int:
         return len(self._batches)

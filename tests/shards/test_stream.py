@@ -293,6 +293,28 @@ def test_replacements_are_the_same_for_any_ranks_and_workers_and_after_a_resume(
     assert_runs_equal(list(resumed), expected[STEPS + 2 :])
 
 
+def test_without_pixels_the_samples_are_the_same_and_pixels_can_be_had_again_in_another_epoch(view_copy: View) -> None:
+    bad = [2, 7, 19, 30]
+    damage(view_copy, bad)
+    config = replace(CONFIG, max_damaged_share=0.5)
+    expected = list(steps(train(view_copy, config, micro_batches=2), 3 * STEPS))
+    stream = train(view_copy, replace(config, num_workers=1), micro_batches=2)
+    stream.leave_out_pixels(np.isin(np.arange(41), bad))
+    found = list(steps(stream, 2 * STEPS))
+    for step, with_pixels in zip(found, expected[: 2 * STEPS], strict=True):
+        for batch, other in zip(step, with_pixels, strict=True):
+            assert batch.rows.tolist() == other.rows.tolist()
+            assert torch.equal(batch.targets, other.targets)
+            assert batch.pixels.shape == (4, 3, 0, 0)
+            assert batch.mask.all()
+            assert not batch.damaged
+    stream.read_pixels()
+    assert_runs_equal(list(stream), expected[2 * STEPS :])
+    stream.leave_out_pixels(np.ones(41, dtype=bool))
+    with pytest.raises(UserError, match="others of its lane are damaged"):
+        next(iter(stream))
+
+
 def test_more_undecodable_pictures_than_the_allowed_share_are_a_users_error(view_copy: View) -> None:
     damage(view_copy, list(range(0, 41, 2)))
     with pytest.raises(UserError, match=r"pictures are damaged, more than stream.max_damaged_share = 0.01") as caught:

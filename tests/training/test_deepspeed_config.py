@@ -121,6 +121,9 @@ def test_each_layer_learns_at_a_share_of_the_rate_of_the_one_above_it(model, lay
         (lambda: LossConfig(confidence_power=-1.0), "confidence_power"),
         (lambda: TrainConfig(view="v", output="o", epochs=0), "epochs"),
         (lambda: TrainConfig(view="v", output="o", epochs=2, frozen_epochs=3), "frozen_epochs"),
+        (lambda: TrainConfig(view="v", output="o", keep_features=True), "keep_features"),
+        (lambda: TrainConfig(view="v", output="o", frozen_epochs=1, feature_folder="f"), "feature_folder"),
+        (lambda: TrainConfig(view="v", output="o", keep_features=True, frozen_epochs=1, mixup=0.2), "mixup"),
     ],
 )
 def test_values_out_of_range_name_their_key(make, key):

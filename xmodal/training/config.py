@@ -112,6 +112,14 @@ class TrainConfig:
     frozen_epochs: int = 0
     """In so many of these epochs, the first ones, only the head learns. Then all layers do; the optimizer, its warm-up
     and its decay begin anew, as in a second run that starts from the weights of the first."""
+    keep_features: bool = False
+    """In the frozen epochs, let the backbone look at each picture once, as in evaluation (and at its mirror image, with
+    `augment.flip`), and have the head learn from what it made of them: all of these epochs take the time of one forward
+    pass. Other augmentation then has no part in them. Each rank holds 2 bytes (4 in float32) times the head's width
+    for each picture, and as much for each mirror image; a run that is resumed looks at them again."""
+    feature_folder: str = ""
+    """Folder, or `s3://BUCKET/PREFIX`, in which these features stay for other runs with the same backbone: such a run
+    looks only at those pictures that none before it has seen. Empty: they go with the run."""
     max_steps: int = 0
     """Stop after so many optimizer steps, the learning rate being what it is then; 0 for no such limit."""
     global_batch_size: int = 256
@@ -173,3 +181,11 @@ class TrainConfig:
         require_range(self, "frozen_epochs", least=0, most=self.epochs)
         if self.select != "last" and not self.checkpoint_every_epochs:
             raise ConfigError("select", self.select, "needs checkpoint_every_epochs of 1 or more; or choose last")
+        if self.keep_features and not self.frozen_epochs:
+            raise ConfigError("keep_features", self.keep_features, "has no effect without frozen_epochs; leave it out")
+        if self.feature_folder and not self.keep_features:
+            raise ConfigError(
+                "feature_folder", self.feature_folder, "has no effect without keep_features; leave it out"
+            )
+        if self.keep_features and self.mixup:
+            raise ConfigError("mixup", self.mixup, "needs the pictures, which keep_features sees once; leave it at 0")

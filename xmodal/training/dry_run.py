@@ -106,9 +106,12 @@ class MeasuredStep:
 
     @property
     def seconds_of_all(self) -> float:
-        """Of all steps; with a frozen backbone there is a forward pass alone."""
+        """Of all steps; with a frozen backbone there is a forward pass alone, and with kept features one a view."""
         frozen = min(self.plan.frozen_steps, self.plan.total_steps)
-        saved = frozen * self.plan.micro_batches * self.pass_seconds * (1 - 1 / PASSES)
+        forwards = frozen
+        if self.plan.config.keep_features:
+            forwards = self.plan.steps_per_epoch * (2 if self.plan.config.augment.flip else 1)
+        saved = (frozen - forwards / PASSES) * self.plan.micro_batches * self.pass_seconds
         return self.plan.total_steps * self.seconds - saved
 
 

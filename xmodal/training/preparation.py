@@ -13,6 +13,7 @@ from xmodal.training.checkpoint import committed_steps
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import device_peak
 from xmodal.training.engine import create_engine, micro_batches_per_step, resolve_deepspeed_config
+from xmodal.training.features import require_linear_classifier
 from xmodal.training.losses import DistillationLoss
 from xmodal.training.pinned_config import check_pinned_config
 from xmodal.training.ranks import Ranks, limit_waiting
@@ -59,6 +60,8 @@ def prepare(config: TrainConfig, view: View, ranks: Ranks) -> Preparation:
         view.split("val")  # which must have samples to select by
     torch.manual_seed(config.seed)
     model = create_student(config.student)
+    if config.keep_features:
+        require_linear_classifier(model, config.student.model)
     spec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
     micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
     stream = TrainStream(

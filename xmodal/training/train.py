@@ -3,11 +3,14 @@
 import json
 import logging
 import secrets
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -15,7 +18,7 @@ from shards.batches import Batch, Normaliser
 from shards.errors import UserError
 from shards.storage import LocalStorage, open_storage
 from shards.stream import EvalStream, told_of_lost_workers
-from shards.view import View, open_view
+from shards.view import View, open_view, target_array
 from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import create_student, export_student
 from xmodal.training import ema
@@ -35,6 +38,8 @@ from xmodal.training.engine import (
     set_learning_rate,
 )
 from xmodal.training.engine_state import WEIGHT
+from xmodal.training.feature_store import FeatureStore, backbone_fingerprint, picture_ids
+from xmodal.training.features import Features, head_alone, read_features
 from xmodal.training.job import joined_ranks
 from xmodal.training.mixup import draw_share, mix_with_reversed
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
@@ -100,7 +105,7 @@ def _facts(config: TrainConfig, view: View) -> dict[str, Any]:
     settings = {
         f"config.{name}": value
         for name, value in dotted(json.loads(json.dumps(asdict(config))))
-        if name not in ("view", "output", "deepspeed", "stop_file", "stream.cache_folder")
+        if name not in ("view", "output", "deepspeed", "stop_file", "feature_folder", "stream.cache_folder")
     }
     file = Path(config.deepspeed)
     content = file.read_text(errors="replace") if file.is_file() else None  # that it is missing is told later
@@ -117,6 +122,7 @@ class _Run:
         self.schedule_steps, self.frozen_steps = prepared.schedule_steps, prepared.frozen_steps
         self.total_steps = prepared.total_steps
         # Before there is an engine: ZeRO 3 takes the weights out of the model.
+        self.fingerprint = backbone_fingerprint(prepared.model, self.spec) if config.feature_folder else ""
         self.flops = forward_flops(prepared.model, self.spec.size) if self.peak and ranks.is_first else None
         self.engine = start_engine(config, prepared.model, prepared.deepspeed)
         self.dtype = next(self.engine.module.parameters()).dtype
@@ -124,6 +130,7 @@ class _Run:
         self.step = 0
         self.run_id = secrets.token_hex(8)
         self.skipped = SkippedSteps(config.max_skipped_steps)
+        self.features: dict[str, Features] = {}  # of train and val, while they are what is learned from
         self.upload: Upload | None = None
 
     def run(self) -> bool:
@@ -156,7 +163,12 @@ class _Run:
                 self.dtype,
             )
         stopped = False
+        if self.config.keep_features and self.step < min(self.frozen_steps, self.total_steps):
+            self._keep_features()
         while self.step < self.total_steps and not stopped:
+            if self.features and self.step >= self.frozen_steps:
+                self.features = {}
+                self.stream.read_pixels()
             epoch = self.stream.epoch
             stopped = self._train_epoch()
             if self.stream.epoch > epoch or self.step == self.total_steps:
@@ -224,14 +236,38 @@ class _Run:
             dist.all_reduce(votes, op=dist.ReduceOp.MIN)
             is_done = bool(votes.item())
 
-    def _phase(self) -> AbstractContextManager[None]:
+    def _keep_features(self) -> None:
+        """Have the backbone look at all pictures once; the stream then needs to read none."""
+        flip, store = self.config.augment.flip, None
+        if self.fingerprint and self.ranks.is_first:
+            name = f"{self.fingerprint[:32]}-{str(self.dtype).removeprefix('torch.')}{'-flipped' if flip else ''}"
+            store = FeatureStore(open_storage(self.config.feature_folder, create=True), name)
+        for split in ("train", "val"):
+            if not self.view.description["counts"]["splits"][split]:
+                continue
+            log.info("the frozen backbone looks at the pictures of %s", split)
+            self.features[split] = read_features(
+                self.engine,
+                partial(self._eval_stream, split),
+                picture_ids(self.view.split(split).rows),
+                flip=flip,
+                to_pixels=self._pixels,
+                progress=lambda: self.watchdog.progress("the features of all pictures"),
+                store=store,
+            )
+        self.stream.leave_out_pixels(~self.features["train"].known.numpy())
+
+    @contextmanager
+    def _phase(self) -> Iterator[None]:
         """What the coming step is to be done in; no checkpoint may be saved within it, since parts are frozen."""
         self.engine.train()
-        if self.step < self.frozen_steps:
-            return frozen_backbone(self.engine.module)
         if self.step == self.frozen_steps:
             restart_optimizer(self.engine)
-        return nullcontext()
+        with (
+            frozen_backbone(self.engine.module) if self.step < self.frozen_steps else nullcontext(),
+            head_alone(self.engine.module) if self.features else nullcontext(),
+        ):
+            yield
 
     def _train_epoch(self) -> bool:
         """Steps to the end of the epoch, or of the run, or to a stop request; whether it was one."""
@@ -288,14 +324,20 @@ class _Run:
 
     def _forward_and_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch; the engine steps its optimizer with the last of a step. Returns its samples' losses."""
+        targets = batch.targets.to(self.engine.device)
+        if self.features:
+            losses = self.loss(self.engine(self.features["train"].draw(batch.rows).to(self.engine.device)), targets)
+            return self._backward(losses)
         pixels = self._pixels(batch)
-        targets = batch.targets.to(pixels.device)
         if self.config.mixup:
             share = draw_share(self.config.mixup)
             logits = self.engine(mix_with_reversed(pixels, share))
             losses = share * self.loss(logits, targets) + (1 - share) * self.loss(logits, targets.flip(0))
         else:
             losses = self.loss(self.engine(pixels), targets)
+        return self._backward(losses)
+
+    def _backward(self, losses: torch.Tensor) -> torch.Tensor:
         self.engine.backward(losses.mean())
         self.engine.step()
         return losses.detach()
@@ -328,8 +370,8 @@ class _Run:
             self.log.write("step", self.step, values)
 
     def _mfu(self, images_per_second: float) -> float | None:
-        """Of this rank, as all others; None where the device's peak is not known."""
-        if not self.peak or not self.flops:
+        """Of this rank, as all others; None where the device's peak is not known, or the head alone computes."""
+        if not self.peak or not self.flops or self.features:
             return None
         # A frozen backbone has a forward pass alone.
         passes = PASSES if self.step > self.frozen_steps else 1
@@ -345,21 +387,8 @@ class _Run:
             return None
         student = self._averaged_student() if self.config.optimizer.ema_decay else self.engine
         student.eval()
-        stream = EvalStream(
-            self.view,
-            split="val",
-            config=self.config.stream,
-            size=self.spec.size,
-            crop_share=self.spec.crop_share,
-            squash=self.spec.squash,
-            batch_size=self.engine.train_micro_batch_size_per_gpu(),
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        )
         sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.engine.device)
-        for batch in stream:
-            logits = student(self._pixels(batch)).float()
-            targets, mask = batch.targets.to(logits.device), batch.mask.to(logits.device)
+        for logits, targets, mask in self._val_logits(student):
             sums += validation_sums(logits, targets, self.loss(logits, targets), mask)
         dist.all_reduce(sums)
         values = validation_metrics(sums)
@@ -371,6 +400,35 @@ class _Run:
         if self.config.select == "polarity_agreement" and agreement is not None:
             return -agreement
         return values["kl"]
+
+    def _val_logits(self, student: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Logits, targets and mask of this rank's share of the val split."""
+        device = self.engine.device
+        if not self.features:
+            for batch in self._eval_stream("val"):
+                logits = student(self._pixels(batch)).float()
+                yield logits, batch.targets.to(device), batch.mask.to(device)
+            return
+        features = self.features["val"]
+        rows = torch.arange(self.ranks.rank, len(features.known), self.ranks.world_size)
+        with head_alone(getattr(student, "module", student)):
+            logits = student(features.values[0, rows].to(device)).float()
+        targets = torch.from_numpy(target_array(self.view.split("val").rows))[rows]
+        yield logits, targets.to(device), features.known[rows].to(device)
+
+    def _eval_stream(self, split: str, rows: np.ndarray | None = None) -> EvalStream:
+        return EvalStream(
+            self.view,
+            split=split,
+            config=self.config.stream,
+            size=self.spec.size,
+            crop_share=self.spec.crop_share,
+            squash=self.spec.squash,
+            batch_size=self.engine.train_micro_batch_size_per_gpu(),
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            rows=rows,
+        )
 
     def _averaged_student(self) -> torch.nn.Module:
         """The moving average, whole on each rank, in the precision that is trained in."""

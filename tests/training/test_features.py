@@ -1,0 +1,138 @@
+"""A head that learns from features which the frozen backbone made once, against one that is given all pictures anew."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from launchers import launch, losses, settings
+from test_reference_run import MODEL_ARGS, float32_config
+
+from shards.batches import Normaliser
+from shards.errors import UserError
+from shards.storage import LocalStorage
+from shards.stream import EvalStream, StreamConfig
+from shards.view import open_view
+from xmodal.students import StudentConfig, create_student, input_spec, load_student
+from xmodal.training.feature_store import FeatureStore, backbone_fingerprint, picture_ids
+from xmodal.training.features import Features, read_features, require_linear_classifier
+from xmodal.training.metrics_file import read_metrics
+
+RECIPE = (
+    "--epochs=4", "--frozen_epochs=3", "--augment.min_crop_area=1", "--augment.max_crop_aspect=1",
+    "--augment.flip=false", "--student.eval_crop_share=1", "--optimizer.lr=1e-2", "--loss.class_weights=balanced",
+    "--student.head=mlp", f"--student.model_args={json.dumps(MODEL_ARGS)}", "--optimizer.ema_decay=0.9",
+    "--keep_checkpoints=1",
+)  # fmt: skip
+
+
+def test_two_ranks_learn_from_kept_features_what_one_learns_from_the_pictures(small_view, tmp_path):
+    alone = settings(small_view, tmp_path / "pictures", *RECIPE, f"--deepspeed={float32_config(tmp_path, 0)}")
+    kept = "--keep_features=true", f"--feature_folder={tmp_path}/kept", "--micro_batch_size=4"
+    zero3 = f"--deepspeed={float32_config(tmp_path, 3)}"
+    two = settings(small_view, tmp_path / "features", *RECIPE, *kept, zero3)
+    # Of 9 steps an epoch, broken off amid the second one.
+    for launcher, arguments in (("python", alone), ("deepspeed", [*two, "--max_steps=13"]), ("deepspeed", two)):
+        done = launch(launcher, arguments)
+        assert done.returncode == 0, done.stdout
+    assert losses(tmp_path / "features") == pytest.approx(losses(tmp_path / "pictures"), rel=1e-4)
+    validated = [
+        {line["step"]: line["kl"] for line in read_metrics(tmp_path / name) if line["kind"] == "validation"}
+        for name in ("features", "pictures")
+    ]
+    validated[0].pop(13)
+    assert len(validated[1]) == 4
+    assert validated[0] == pytest.approx(validated[1], rel=1e-4)
+    weights = [load_student(str(tmp_path / name / "student")).state_dict() for name in ("features", "pictures")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_picture_or_its_mirror_image_is_drawn_for_each_row():
+    values = torch.stack([torch.arange(6.0), -torch.arange(6.0)])[:, :, None]
+    features = Features(values=values, known=torch.ones(6, dtype=torch.bool))
+    rows = torch.tensor([5, 1, 3])
+    torch.manual_seed(0)
+    drawn = torch.stack([features.draw(rows)[:, 0] for _ in range(100)])
+    assert torch.equal(drawn.abs(), rows.expand(100, 3).float())
+    assert all(30 < (drawn[:, place] < 0).sum() < 70 for place in range(3))
+    alone = Features(values=values[:1], known=features.known)
+    assert alone.draw(rows)[:, 0].tolist() == [5, 1, 3]
+
+
+class Engine(torch.nn.Module):
+    """As much of DeepSpeed's as a forward pass takes."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.module(pixels)
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_path, one_rank):
+    model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=MODEL_ARGS))
+    model.bfloat16()
+    view, spec = open_view(str(small_view)), input_spec(model)
+    ids = picture_ids(view.split("train").rows)
+    assert len(set(ids)) == 158
+    looked_at: list[np.ndarray] = []
+
+    def stream_of(rows: np.ndarray) -> EvalStream:
+        looked_at.append(rows)
+        config = StreamConfig(num_lanes=8, num_workers=0)
+        return EvalStream(view, split="train", config=config, size=32, batch_size=16, rows=rows)
+
+    def read(count: int, store: FeatureStore | None) -> Features:
+        return read_features(
+            Engine(model),
+            stream_of,
+            ids[:count],
+            flip=True,
+            to_pixels=lambda batch: Normaliser(spec.mean, spec.std)(batch.pixels).bfloat16(),
+            progress=lambda: None,
+            store=store,
+        )
+
+    store = FeatureStore(LocalStorage(tmp_path), "some")
+    alone, first, second, third = read(158, None), read(100, store), read(158, store), read(120, store)
+    assert [rows.tolist() for rows in looked_at] == [list(range(158)), list(range(100)), list(range(100, 158))]
+    assert alone.values.shape == (2, 158, 32)
+    assert not torch.equal(alone.values[0], alone.values[1])
+    torch.testing.assert_close(second.values, alone.values)
+    assert torch.equal(first.values, second.values[:, :100])
+    assert torch.equal(third.values, second.values[:, :120])
+    (tmp_path / "some.safetensors").write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"some\.safetensors: is damaged"):
+        store.find(ids)
+
+
+def test_a_backbone_is_known_by_its_weights_and_its_input_and_not_by_its_head():
+    model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=MODEL_ARGS))
+    spec = input_spec(model)
+    before = backbone_fingerprint(model, spec)
+    torch.nn.init.normal_(model.get_classifier().weight)
+    assert backbone_fingerprint(model, spec) == before
+    assert backbone_fingerprint(model, replace(spec, crop_share=0.5)) != before
+    model.get_parameter("cls_token").data += 1e-3
+    assert backbone_fingerprint(model, spec) != before
+
+
+def test_a_student_whose_classifier_is_no_linear_layer_is_refused():
+    require_linear_classifier(create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False)), "vit")
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
+    with pytest.raises(UserError, match="keep_features: the classifier of deit"):
+        require_linear_classifier(model, "deit")
