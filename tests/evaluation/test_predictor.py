@@ -5,10 +5,11 @@ from pathlib import Path
 import made_pictures
 import numpy as np
 import pytest
+import timm
 import torch
 
 from shards.errors import UserError
-from xmodal.evaluation.predictor import Predictions, Predictor, check_finite
+from xmodal.evaluation.predictor import Predictions, Predictor, check_finite, cpu_batch_size
 from xmodal.students import load_student
 
 NUM_PICTURES = 23
@@ -111,3 +112,7 @@ def test_a_student_without_finite_outputs_is_told_from_pictures_that_failed():
     diverged = Predictions(pictures=["a", "b"], probabilities=probabilities, failures={})
     with pytest.raises(UserError, match="no finite numbers"):
         check_finite(diverged.is_finite)
+
+
+def test_convolutions_are_predicted_in_smaller_batches_than_transformers(tiny_student):
+    assert cpu_batch_size(load_student(str(tiny_student))) > cpu_batch_size(timm.create_model("resnet10t"))

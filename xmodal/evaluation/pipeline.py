@@ -14,7 +14,7 @@ from PIL import Image
 
 from shards.decode import UndecodableImageError, to_rgb
 from shards.errors import UserError
-from xmodal.evaluation.predictor import CPU_BATCH_SIZE, Predictions, Predictor
+from xmodal.evaluation.predictor import Predictions, Predictor, cpu_batch_size
 from xmodal.labels import CLASSES
 from xmodal.students import load_student
 
@@ -60,7 +60,7 @@ class StudentPipeline:
     def _batches(self, pictures: Iterable[Picture], batch_size: int) -> Iterator[np.ndarray]:
         if batch_size < 0:
             raise UserError(f"batch_size: {batch_size} must be at least 0", "give 32, or 0 to have it chosen")
-        size = batch_size or (CPU_BATCH_SIZE if self.device.type == "cpu" else _GPU_BATCH_SIZE)
+        size = batch_size or (cpu_batch_size(self.model) if self.device.type == "cpu" else _GPU_BATCH_SIZE)
         given = (_Given(picture) for picture in pictures)
         first = 0
         # iter() with a sentinel: until a batch is empty.

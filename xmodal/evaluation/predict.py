@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
 
 from shards.errors import UserError
-from xmodal.evaluation.predictor import CPU_BATCH_SIZE, Predictor, check_finite
+from xmodal.evaluation.predictor import Predictor, check_finite, cpu_batch_size
 from xmodal.labels import CLASSES
 from xmodal.students import input_spec
 
@@ -72,7 +72,7 @@ def predict(
 def found_batch_size(student: torch.nn.Module, num_pictures: int, accelerator: Accelerator) -> int:
     """Pictures of a forward pass: on a CPU what is fastest, on a GPU what fits into memory, within reason."""
     if accelerator.device.type == "cpu":
-        return CPU_BATCH_SIZE
+        return cpu_batch_size(student)
     largest = min(_LARGEST_ON_GPU, num_pictures) or 1
     return fitting_batch_size(student, input_spec(student).size, largest, accelerator)
 
