@@ -20,6 +20,15 @@ def test_each_shipped_config_is_filled_in(name):
     assert "auto" not in json.dumps(config)
 
 
+def test_ours_are_known_in_any_folder_and_those_of_the_folder_come_first(tmp_path, monkeypatch):
+    name = "configs/deepspeed/zero3.json"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_deepspeed_config(name, **SIZES)["zero_optimization"]["stage"] == 3
+    (tmp_path / "configs" / "deepspeed").mkdir(parents=True)
+    (tmp_path / name).write_text('{"zero_optimization": {"stage": 1}}')
+    assert resolve_deepspeed_config(name, **SIZES)["zero_optimization"]["stage"] == 1
+
+
 def test_a_file_that_contradicts_the_training_config_is_refused(tmp_path):
     path = tmp_path / "zero.json"
     path.write_text('{"train_batch_size": 32, "zero_optimization": {"stage": 2}}')

@@ -95,7 +95,8 @@ class TrainConfig:
     output: str
     """Folder of the run: metrics.jsonl, tensorboard/, checkpoints/ and, at the end, student/."""
     deepspeed: str = "configs/deepspeed/zero2.json"
-    """DeepSpeed's own config; its "auto" values are filled in from here."""
+    """DeepSpeed's own config; its "auto" values are filled in from here. What is not below the working folder is looked
+    for below the project's."""
     student: StudentConfig = field(default_factory=StudentConfig)
     compile: bool = False
     """Have torch make kernels for the student as it is (`torch.compile`): minutes at the start and at the first

@@ -51,12 +51,20 @@ def micro_batches_per_step(global_batch_size: int, micro_batch_size: int, world_
     return local_batch_size // micro_batch_size
 
 
+_CLONE = Path(__file__).parent.parent.parent
+
+
+def deepspeed_file(path: str) -> Path:
+    """DeepSpeed's config: from the working folder, or else, as ours are known everywhere, from this project's."""
+    return Path(path) if Path(path).exists() or not (_CLONE / path).is_file() else _CLONE / path
+
+
 def resolve_deepspeed_config(
     path: str, *, global_batch_size: int, micro_batches: int, world_size: int, max_grad_norm: float
 ) -> dict[str, Any]:
     """DeepSpeed's config with its "auto" values filled in. Raises UserError for a file that contradicts ours."""
     try:
-        content = Path(path).read_bytes()
+        content = deepspeed_file(path).read_bytes()
     except OSError as error:
         raise UserError(f"deepspeed: {path}: {(error.strerror or str(error)).lower()}", _USE_OURS) from None
     config = parse_json_object(content, path, _USE_OURS)

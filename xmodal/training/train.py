@@ -29,6 +29,7 @@ from xmodal.training.costs import PASSES, forward_flops, utilisation
 from xmodal.training.ema import decay_of_step
 from xmodal.training.engine import (
     average_buffers,
+    deepspeed_file,
     frozen_backbone,
     full_averaged_weights,
     gradient_norm,
@@ -107,7 +108,7 @@ def _facts(config: TrainConfig, view: View) -> dict[str, Any]:
         for name, value in dotted(json.loads(json.dumps(asdict(config))))
         if name not in ("view", "output", "deepspeed", "stop_file", "feature_folder", "stream.cache_folder")
     }
-    file = Path(config.deepspeed)
+    file = deepspeed_file(config.deepspeed)
     content = file.read_text(errors="replace") if file.is_file() else None  # that it is missing is told later
     return {**settings, "the content of `deepspeed`": content, "the view's fingerprint": view.fingerprint, **versions()}
 
