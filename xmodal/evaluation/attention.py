@@ -75,11 +75,11 @@ def look(student: torch.nn.Module, inputs: torch.Tensor, *, label: int | None, m
     asked = logits[int(logits.argmax()) if label is None else label]
     grid = _patch_grid(student, read)
     if grid is None:
-        if method in ("rollout", "gradient") or not isinstance(features, torch.Tensor) or features.dim() != 4:
+        if method == "rollout" or not isinstance(features, torch.Tensor) or features.dim() != 4:
             kind = type(student).__name__
             raise UserError(
                 f"student: a {kind} has no attention between all of its patches, which {method or 'explain'} is about",
-                "give a ViT" if method is None else "leave out --method, and it is Grad-CAM if the student allows it",
+                "leave out --method, and it is Grad-CAM where the student has a feature map; or give a ViT",
             )
         return Look(heat=_grad_cam(student, features, asked), probabilities=probabilities, method="grad_cam")
     method = method or ("rollout" if label is None else "gradient")

@@ -41,7 +41,7 @@ class ExplainConfig:
     """Folder for NAME.explained.png of each picture."""
     method: Literal["rollout", "gradient"] | None = None
     """`rollout`: where the attention went, whatever the class; `gradient`: weighted by what it did to a class. By
-    default rollout, and gradient where a class is asked for; for convolutional networks Grad-CAM."""
+    default rollout, and gradient where a class is asked for. Convolutional networks have Grad-CAM for gradient."""
     label: Literal["negative", "neutral", "positive"] | None = None
     """Class that is asked for (--class too); by default the predicted one."""
     split: Literal["train", "val", "test"] | None = None

@@ -20,7 +20,7 @@ from xmodal.evaluation.pictures import Picture, check_inputs, pictures_of
 from xmodal.evaluation.predict import found_batch_size
 from xmodal.evaluation.prediction_files import PredictionFiles
 from xmodal.evaluation.predictor import Predictor, check_finite
-from xmodal.students import load_student
+from xmodal.students import input_spec, load_student
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
         "pictures_per_part": config.pictures_per_part,
         **({"batch_size": config.batch_size} if config.batch_size else {}),
     }
-    chosen = (
-        {} if config.batch_size else {"batch_size": found_batch_size(student, config.pictures_per_part, accelerator)}
-    )
+    chosen = {}
+    if not config.batch_size:
+        chosen["batch_size"] = found_batch_size(student, config.pictures_per_part, accelerator)
     with accelerator.main_process_first():
         asked = files.begin(asked, chosen)
     summary = files.summary()
@@ -99,8 +99,8 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
 
 
 def fingerprint(student: torch.nn.Module) -> str:
-    """sha256 (hex) of a student's weights."""
-    hashing = hashlib.sha256()
+    """sha256 (hex) of a student's weights, and of what pictures it takes."""
+    hashing = hashlib.sha256(repr(input_spec(student)).encode())
     for name, tensor in sorted(student.state_dict().items()):
         hashing.update(name.encode())
         hashing.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
