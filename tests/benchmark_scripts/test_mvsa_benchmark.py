@@ -1,0 +1,90 @@
+"""The folds of benchmarks/mvsa.py keep apart what is alike, and its steps are done once."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from curation_pictures import NEGATIVE, NEUTRAL, POSITIVE, photo_bytes, post_samples, write_dataset
+
+from shards.view import open_view
+
+SOFT_LABELS = (NEGATIVE, NEUTRAL, POSITIVE)
+COPIES = {30: 0, 31: 7, 32: 11}
+"""Pictures that are others, encoded anew; nobody judged the last one."""
+
+
+@pytest.fixture
+def mvsa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import mvsa
+
+    yield mvsa
+    del sys.modules["mvsa"]
+
+
+@pytest.fixture
+def bench(mvsa: Any, tmp_path: Path) -> Any:
+    """33 posts, of which 32 were judged, and by the teacher just as by people."""
+    data = tmp_path / "data"
+    samples = []
+    rows: list[tuple[object, ...]] = [("path", "image_class", "text_class")]
+    for number in range(33):
+        content = photo_bytes(COPIES.get(number, number), quality=70 if number in COPIES else 95)
+        (sample,) = post_samples(str(number), SOFT_LABELS[number % 3], content)
+        samples.append(sample)
+        path = sample.fields["url"].removeprefix("https://example.org/")
+        (data / path).parent.mkdir(parents=True)
+        (data / path).write_bytes(content)
+        if number < 32:
+            rows.append((path, number % 3, 1))
+    with (data / mvsa.LABELS).open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    dataset = Path(write_dataset(tmp_path / "dataset", [samples[:20], samples[20:]]))
+    judged = mvsa.judged_pictures(dataset, data / mvsa.LABELS)
+    return mvsa.Bench(steps=mvsa.Steps(tmp_path / "run"), data=data, weights=data, dataset=dataset, judged=judged)
+
+
+def test_a_fold_has_its_share_of_all_classes_and_no_copy_in_another(bench):
+    judged = bench.judged
+    assert len(judged.paths) == 32
+    assert sorted(np.bincount(judged.folds).tolist()) == [6, 6, 6, 7, 7]
+    fold_of = dict(zip(judged.paths, judged.folds.tolist(), strict=True))
+    for copy, original in COPIES.items():
+        assert copy == 32 or fold_of[f"{copy}/0"] == fold_of[f"{original}/0"]
+    for path, score, soft_label in zip(judged.paths, judged.scores, judged.teacher, strict=True):
+        assert score == int(path.split("/")[0]) % 3 - 1
+        assert soft_label.tolist() == list(SOFT_LABELS[score + 1])
+
+
+def test_what_is_learned_from_is_no_picture_of_the_fold_nor_near_to_one_and_is_chosen_once(bench, capfd):
+    fold = int(bench.judged.folds[bench.judged.paths.index("11/0")])
+    view = bench._view(fold, bench._benchmark(fold), 0.0)
+    learned = [int(key.split("-")[0]) for key in open_view(str(view)).table["key"].to_pylist()]
+    of_fold = {int(path.split("/")[0]) for path in bench._paths(fold)}
+    assert not of_fold & set(learned)
+    assert 32 not in learned
+    # Of copies elsewhere, one stays.
+    assert sorted(COPIES.get(number, number) for number in learned) == sorted(set(range(30)) - of_fold)
+    assert "curate" in capfd.readouterr().out
+    assert bench._view(fold, bench._benchmark(fold), 0.0) == view
+    assert not capfd.readouterr().out
+    record = view.with_name("view_0.step.json")
+    record.write_text(record.read_text().replace("0.95", "0.9"))
+    with pytest.raises(SystemExit, match="was made with other settings"):
+        bench._view(fold, bench._benchmark(fold), 0.0)
+    assert json.loads(record.read_text())["seconds"] > 0
+
+
+def test_figures_of_several_folds_are_of_their_predictions_together(mvsa, bench):
+    judged = bench.judged
+    predicted = np.where(judged.rows_of([0, 1, 2])[:, None], judged.teacher, np.nan)
+    figures = mvsa.figures_of(judged, predicted, [0, 1])
+    assert figures["n"] == (judged.scores[judged.rows_of([0, 1])] != 0).sum()
+    assert figures["auc"] == figures["auc_mean_of_folds"] == figures["auc_by_teacher"] == 1
+    assert figures["auc_low"] == 1
+    assert set(mvsa.difference(judged, predicted, predicted).values()) == {0}
