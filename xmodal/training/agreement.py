@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import torch
 import torch.distributed as dist
 
 from shards.errors import UserError
+from shards.view import View
+from xmodal.training.config import TrainConfig
+from xmodal.training.engine import deepspeed_file
+from xmodal.training.pinned_config import dotted
 from xmodal.training.ranks import Ranks
 
 _PROJECT = Path(__file__).parent.parent.parent
@@ -35,6 +40,18 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "deepspeed": deepspeed.__version__,
     }
+
+
+def facts_of_run(config: TrainConfig, view: View) -> dict[str, Any]:
+    """What all ranks must have in common. Paths may differ from host to host; what lies there may not."""
+    settings = {
+        f"config.{name}": value
+        for name, value in dotted(json.loads(json.dumps(asdict(config))))
+        if name not in ("view", "output", "deepspeed", "stop_file", "feature_folder", "stream.cache_folder")
+    }
+    file = deepspeed_file(config.deepspeed)
+    content = file.read_text(errors="replace") if file.is_file() else None  # that it is missing is told later
+    return {**settings, "the content of `deepspeed`": content, "the view's fingerprint": view.fingerprint, **versions()}
 
 
 def require_agreement(facts: Mapping[str, Any], ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from shards.errors import UserError
-from shards.storage import Storage
+from shards.storage import Storage, open_storage
 from xmodal.students import InputSpec, classifiers
 
 
@@ -64,3 +64,12 @@ class FeatureStore:
             return load(self._storage.read(self._name))
         except SafetensorError as error:
             raise UserError(f"{self._storage.url}/{self._name}: is damaged: {error}", "delete it") from error
+
+
+def open_feature_store(folder: str, fingerprint: str, dtype: torch.dtype, *, flip: bool) -> FeatureStore:
+    """That of a backbone, by its fingerprint, in a folder that is made if it is not there.
+
+    Features are in the precision `dtype`; `flip`: of the mirror images, too.
+    """
+    name = f"{fingerprint[:32]}-{str(dtype).removeprefix('torch.')}{'-flipped' if flip else ''}"
+    return FeatureStore(open_storage(folder, create=True), name)

@@ -3,9 +3,11 @@
 As timm has it, a model's forward pass is its features, pooled (`forward_head` with `pre_logits`), then its classifier.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +19,10 @@ from shards.batches import Batch
 from shards.errors import UserError
 from shards.stream import EvalStream
 from xmodal.students import classifiers
-from xmodal.training.feature_store import FeatureStore
+from xmodal.training.feature_store import FeatureStore, picture_ids
+from xmodal.training.pictures import Pictures
+
+log = logging.getLogger(__name__)
 
 _ROWS_AT_A_TIME = 1 << 16
 """That ranks exchange."""
@@ -47,6 +52,27 @@ def require_linear_classifier(model: torch.nn.Module, name: str) -> None:
             f"keep_features: the classifier of {name} is not one linear layer, or the paper's two",
             "set keep_features=false, or choose another student.model",
         )
+
+
+def features_of_splits(
+    engine: Any, pictures: Pictures, *, flip: bool, progress: Callable[[], None], store: FeatureStore | None
+) -> dict[str, Features]:
+    """`read_features` of train and of val, if it has samples, by the name of the split; all ranks must call it."""
+    found = {}
+    for split in ("train", "val"):
+        if not pictures.num_samples(split):
+            continue
+        log.info("the frozen backbone looks at the pictures of %s", split)
+        found[split] = read_features(
+            engine,
+            partial(pictures.evaluated, split),
+            picture_ids(pictures.view.split(split).rows),
+            flip=flip,
+            to_pixels=pictures.pixels,
+            progress=progress,
+            store=store,
+        )
+    return found
 
 
 def read_features(

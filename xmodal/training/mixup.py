@@ -1,5 +1,7 @@
 """Mixup (Zhang et al. 2018): each picture of a batch is mixed with another, and matched to what both are labelled."""
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -18,3 +20,16 @@ def mix_with_reversed(values: torch.Tensor, share: float) -> torch.Tensor:
     what is matched, so this is the loss of the mixed label, whatever the loss's kind and weights.
     """
     return torch.lerp(values.flip(0), values, share)
+
+
+def mixed_losses(
+    student: Callable[[torch.Tensor], torch.Tensor],
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
+    alpha: float,
+) -> torch.Tensor:
+    """The losses, `(n,)`, of a student on a batch that is mixed by a share of Beta(alpha, alpha)."""
+    share = draw_share(alpha)
+    logits = student(mix_with_reversed(pixels, share))
+    return share * loss(logits, targets) + (1 - share) * loss(logits, targets.flip(0))

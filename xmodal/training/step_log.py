@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from shards.batches import Batch
 from xmodal.training.metrics_file import append_metrics, keep_metrics_until
 from xmodal.training.trackers import Tracker
 
@@ -54,6 +56,33 @@ class StepClock:
         reading = {"images_per_second": self._num_images / elapsed, "data_wait_share": self._waited / elapsed}
         self._restart()
         return reading
+
+
+class StepSums:
+    """What the steps since the last reading add up to; each rank has its own samples."""
+
+    def __init__(self) -> None:
+        self.clock = StepClock()
+        self._losses: list[torch.Tensor] = []
+        self._samples = 0
+
+    def add(self, micro_batches: Sequence[Batch], losses: Sequence[torch.Tensor]) -> None:
+        """A step's micro-batches, and the losses of each one's samples, `(n,)`."""
+        self._losses += [one.mean() for one in losses]
+        self._samples += sum(checksum(batch.rows) for batch in micro_batches)
+
+    def read(self, world_size: int) -> dict[str, float]:
+        """`loss` and `samples` (a checksum) over all ranks, and what this one's clock reads; starts anew.
+
+        All ranks must call it.
+        """
+        loss = torch.stack(self._losses).mean()
+        dist.all_reduce(loss)
+        samples = torch.tensor(self._samples, device=loss.device)
+        dist.all_reduce(samples)
+        reading = self.clock.read()
+        self._losses, self._samples = [], 0
+        return {"loss": loss.item() / world_size, "samples": samples.item(), **reading}
 
 
 class StepLog:

@@ -4,9 +4,13 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
 
 from shards.errors import UserError
 from shards.storage import CorruptObjectError, LocalStorage, Storage
@@ -96,6 +100,19 @@ class Upload:
 
     def _write_list(self) -> None:
         self._storage.replace(_LIST, json.dumps(sorted(self._known)).encode() + b"\n")
+
+
+def wait_for_upload(upload: Upload | None, device: torch.device, progress: Callable[[], None]) -> None:
+    """All ranks wait for the one that has an `upload`: launchers end those that are left soon after one has ended.
+
+    `progress` is called about every second.
+    """
+    is_done = False
+    while not is_done:
+        progress()
+        votes = torch.tensor([int(upload is None or upload.is_done(1.0))], device=device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+        is_done = bool(votes.item())
 
 
 def fetch_newest(storage: Storage, folder: Path) -> None:

@@ -1,11 +1,50 @@
 """How near a student is to its teacher: sums that ranks add up, and the metrics that these make."""
 
-import torch
+from collections.abc import Iterator
+from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from shards.view import target_array
 from xmodal.labels import CLASSES, NEGATIVE, NEUTRAL, POSITIVE
-from xmodal.training.losses import teacher_entropy
+from xmodal.training.features import Features, head_alone
+from xmodal.training.losses import DistillationLoss, teacher_entropy
+from xmodal.training.pictures import Pictures
 
 NUM_SUMS = 5 + 2 * len(CLASSES)
+
+_Answers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Logits, the teacher's targets, and the mask of what counts, of samples of this rank."""
+
+
+@torch.no_grad()
+def validate(
+    student: Any, pictures: Pictures, loss: DistillationLoss, features: Features | None
+) -> dict[str, float | None]:
+    """The metrics of a student, or of the engine around it, on the view's val split: every sample once over all ranks.
+
+    All ranks must call it. With the `features` of the split, the head alone looks at them.
+    """
+    student.eval()
+    sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=pictures.device)
+    answers = (
+        _answers_to_pictures(student, pictures)
+        if features is None
+        else _answers_to_features(student, pictures, features)
+    )
+    for logits, targets, mask in answers:
+        sums += validation_sums(logits, targets, loss(logits, targets), mask)
+    dist.all_reduce(sums)
+    return validation_metrics(sums)
+
+
+def selection_cost(metrics: dict[str, float | None], select: str) -> float | None:
+    """What is least in the best checkpoint, as a config's `select` has it; None where there are no metrics."""
+    agreement = metrics.get("polarity_agreement")
+    if select == "polarity_agreement" and agreement is not None:
+        return -agreement
+    return metrics.get("kl")
 
 
 def validation_sums(
@@ -54,3 +93,17 @@ def validation_metrics(sums: torch.Tensor) -> dict[str, float | None]:
         **{f"recall_{name}": recall for name, recall in zip(CLASSES, recalls, strict=True)},
         "recall_macro": sum(known) / len(known),
     }
+
+
+def _answers_to_pictures(student: Any, pictures: Pictures) -> Iterator[_Answers]:
+    for batch in pictures.evaluated("val"):
+        logits = student(pictures.pixels(batch)).float()
+        yield logits, batch.targets.to(pictures.device), batch.mask.to(pictures.device)
+
+
+def _answers_to_features(student: Any, pictures: Pictures, features: Features) -> Iterator[_Answers]:
+    rows = torch.arange(pictures.ranks.rank, len(features.known), pictures.ranks.world_size)
+    with head_alone(getattr(student, "module", student)):
+        logits = student(features.values[0, rows].to(pictures.device)).float()
+    targets = torch.from_numpy(target_array(pictures.view.split("val").rows))[rows]
+    yield logits, targets.to(pictures.device), features.known[rows].to(pictures.device)
