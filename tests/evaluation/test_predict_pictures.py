@@ -320,6 +320,10 @@ def test_a_view_is_predicted_whole_or_by_its_split(config, view):
     assert sorted(keys["train"] + keys["val"]) == sorted(keys[None])
     with pytest.raises(UserError, match="split 'test' has no samples"):
         predict_pictures(replace(config, inputs=[str(view)], split="test"))
+    # What has no splits is not taken whole for one.
+    for other in (config.inputs[0], f"{config.inputs[0]}/00.tar"):
+        with pytest.raises(UserError, match=f"{other} is no view, so it has no splits"):
+            predict_pictures(replace(config, inputs=[str(view), other], split="val"))
 
 
 def test_processes_share_the_parts_and_give_the_same_files(config, folder, tmp_path):
