@@ -114,7 +114,8 @@ def test_the_command_writes_a_png_for_each_picture(tiny_student, tmp_path, capsy
     assert len(shown) == 4
     assert main(["explain", "-m", student, str(tmp_path / "bad.png"), "--output", str(output)]) == 1
     assert main(["explain", "-m", student, pictures[0], "--class", "glad", "--output", str(output)]) == 2
-    assert "glad" in capsys.readouterr().err
+    (told, _) = capsys.readouterr().err.splitlines()[-2:]
+    assert told.endswith("label: Expected a Literal['negative', 'neutral', 'positive']. Got value: glad")
 
 
 def test_any_name_can_be_written_and_what_was_written_is_not_explained_itself(tiny_student, tmp_path, capsys):

@@ -246,6 +246,21 @@ def test_what_is_ended_while_it_makes_the_table_goes_on_too(config, tmp_path, mo
     assert sorted(os.listdir(tmp_path / "b")) == ["out.csv", "out.csv.failures.jsonl", "out.csv.summary.json"]
 
 
+@pytest.mark.parametrize("method", ["write_part", "finish", "_read_part"])
+def test_of_two_runs_at_once_one_is_told_that_the_other_was_faster(config, monkeypatch, method):
+    slower = getattr(PredictionFiles, method)
+
+    def after_another_run(*arguments):
+        monkeypatch.undo()
+        predict_pictures(config)
+        return slower(*arguments)
+
+    monkeypatch.setattr(PredictionFiles, method, after_another_run)
+    with pytest.raises(UserError, match=r"out\.csv: another run of the same has made it"):
+        predict_pictures(config)
+    assert len(rows_of(config.output)) == NUM_PICTURES
+
+
 def test_a_finished_table_is_left_as_it_is(config, folder, tiny_student):
     first = predict_pictures(config)
     before = Path(config.output).stat().st_mtime_ns

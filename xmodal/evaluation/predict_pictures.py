@@ -85,10 +85,11 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
         asked = files.begin(asked, chosen)
     summary = files.summary()
     if summary is None:
-        num_parts = predict_parts(files, predictor, config, asked["batch_size"], accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            summary = files.finish(num_parts, asked)
+        with files.noticing_another_run():
+            num_parts = predict_parts(files, predictor, config, asked["batch_size"], accelerator)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                summary = files.finish(num_parts, asked)
     elif accelerator.is_main_process:
         log.info("%s: all was predicted before", config.output)
         files.remove_parts()

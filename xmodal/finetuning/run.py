@@ -1,8 +1,9 @@
 """A student, fine-tuned and judged on each division of a benchmark, one after another, by all ranks of a job.
 
 `<output>/config.json` and `model.sha256` are what the run was begun with; `pictures-…/` the benchmark as shards,
-`divisions.csv` which of them are in which part. Each division has a folder: its view, the trainer's own files, `student/` and, once all of it is
-done, `predictions.csv`. A run that was cut off goes on in the first division without those, from its last checkpoint.
+`divisions.csv` which of them are in which part. Each division has a folder: its view, the trainer's own files,
+`student/` and, once all of it is done, `predictions.csv`. A run that was cut off goes on in the first division without
+those, from its last checkpoint.
 """
 
 import gc
