@@ -202,4 +202,10 @@ def _explain(
 def _plain(problem: str) -> str:
     """The parser's message on one line, types by their names."""
     problem = re.sub(r"<class '([^']*)'>", r"\1", problem).replace("typing.", "").replace('in "<unicode string>", ', "")
-    return re.sub(r"\s+", " ", problem).strip()
+    problem = re.sub(r"\s+", " ", problem).strip()
+    # Of a setting that may be left out: it is not for the user to know that None is another of its types.
+    return re.sub(
+        r"Does not validate against any of .* Subtypes: \[(.*), NoneType\] Errors: .* Given value: (.*)",
+        r"Expected a \1. Got value: \2",
+        problem,
+    )

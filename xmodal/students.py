@@ -5,6 +5,7 @@ says `"head": "mlp"` and `"head_gelu"` in its `config.json`, and `load_student` 
 weights.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -174,6 +175,15 @@ def load_student(folder: str) -> torch.nn.Module:
         return _create(f"local-dir:{folder}", pretrained=True).eval()
     except _TIMM_ERRORS as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
+
+
+def student_fingerprint(student: torch.nn.Module) -> str:
+    """sha256 (hex) of a student's weights, and of what pictures it takes."""
+    hashing = hashlib.sha256(repr(input_spec(student)).encode())
+    for name, tensor in sorted(student.state_dict().items()):
+        hashing.update(name.encode())
+        hashing.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return hashing.hexdigest()
 
 
 def student_folder(folder: str) -> str:

@@ -1,6 +1,7 @@
 """`xmodal explain`: the heat lies where the student looked, in the picture as people see it."""
 
 import io
+import os
 from pathlib import Path
 
 import made_pictures
@@ -113,4 +114,20 @@ def test_the_command_writes_a_png_for_each_picture(tiny_student, tmp_path, capsy
     assert len(shown) == 4
     assert main(["explain", "-m", student, str(tmp_path / "bad.png"), "--output", str(output)]) == 1
     assert main(["explain", "-m", student, pictures[0], "--class", "glad", "--output", str(output)]) == 2
-    assert "glad" in capsys.readouterr().err
+    (told, _) = capsys.readouterr().err.splitlines()[-2:]
+    assert told.endswith("label: Expected a Literal['negative', 'neutral', 'positive']. Got value: glad")
+
+
+def test_any_name_can_be_written_and_what_was_written_is_not_explained_itself(tiny_student, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in (b"\xff.jpg", b"%s.jpg" % (b"a" * 250), b"%s.jpg" % ("ä" * 120).encode()):
+        (pictures / os.fsdecode(name)).write_bytes(made_pictures.jpeg(90, 60))
+    given = ["explain", "-m", str(tiny_student), str(pictures), "--output", str(pictures / "explained")]
+    written = []
+    for _ in range(2):
+        assert main(given) == 0
+        written.append([Path(line).name for line in capsys.readouterr().out.splitlines()])
+    names = ["a" * 180 + ".explained.png", "ä" * 90 + ".explained.png", "\ufffd.explained.png"]
+    assert written == [names, names]
+    assert sorted(os.listdir(pictures / "explained")) == sorted(names)

@@ -246,6 +246,21 @@ def test_what_is_ended_while_it_makes_the_table_goes_on_too(config, tmp_path, mo
     assert sorted(os.listdir(tmp_path / "b")) == ["out.csv", "out.csv.failures.jsonl", "out.csv.summary.json"]
 
 
+@pytest.mark.parametrize("method", ["write_part", "finish", "_read_part"])
+def test_of_two_runs_at_once_one_is_told_that_the_other_was_faster(config, monkeypatch, method):
+    slower = getattr(PredictionFiles, method)
+
+    def after_another_run(*arguments):
+        monkeypatch.undo()
+        predict_pictures(config)
+        return slower(*arguments)
+
+    monkeypatch.setattr(PredictionFiles, method, after_another_run)
+    with pytest.raises(UserError, match=r"out\.csv: another run of the same has made it"):
+        predict_pictures(config)
+    assert len(rows_of(config.output)) == NUM_PICTURES
+
+
 def test_a_finished_table_is_left_as_it_is(config, folder, tiny_student):
     first = predict_pictures(config)
     before = Path(config.output).stat().st_mtime_ns
@@ -320,6 +335,10 @@ def test_a_view_is_predicted_whole_or_by_its_split(config, view):
     assert sorted(keys["train"] + keys["val"]) == sorted(keys[None])
     with pytest.raises(UserError, match="split 'test' has no samples"):
         predict_pictures(replace(config, inputs=[str(view)], split="test"))
+    # What has no splits is not taken whole for one.
+    for other in (config.inputs[0], f"{config.inputs[0]}/00.tar"):
+        with pytest.raises(UserError, match=f"{other} is no view, so it has no splits"):
+            predict_pictures(replace(config, inputs=[str(view), other], split="val"))
 
 
 def test_processes_share_the_parts_and_give_the_same_files(config, folder, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from launchers import launch, losses, start, wait_for_step
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
 from xmodal import cli
@@ -104,6 +104,10 @@ def test_metrics_are_sklearns_on_the_saved_predictions(crossvalidated, bright):
         assert of_fold["test"] == len(predictions) == 39 - of_fold["train"]
     assert found["mean"]["accuracy"] == pytest.approx(np.mean(accuracies))
     assert found["std"]["accuracy"] == pytest.approx(np.sqrt(np.mean((accuracies - np.mean(accuracies)) ** 2)))
+    # One that differs between these folds, as accuracy may not.
+    errors = [one["metrics"]["calibration_error"] for one in found["divisions"]]
+    assert found["std"]["calibration_error"] == pytest.approx(np.std(errors, ddof=0))
+    assert np.std(errors) > 1e-4
     assert found["mean"]["accuracy"] > 0.8  # it has learned
     benchmark = load_benchmark(str(bright))
     places = [
@@ -164,7 +168,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_bee
     assert result(tmp_path) == result(crossvalidated)
 
 
-def test_given_divisions_keep_the_student_that_is_best_in_validation(beginner, bright, tmp_path):
+def test_given_divisions_keep_the_student_that_is_best_in_validation(beginner, bright, tmp_path, capsys):
     given = arguments(beginner, bright, tmp_path, "--train.epochs=4")
     done = launch("torchrun", given, "launch/finetune_fi.py")
     assert done.returncode == 0, done.stdout
@@ -188,6 +192,14 @@ def test_given_divisions_keep_the_student_that_is_best_in_validation(beginner, b
     assert found["mean"]["accuracy"] == pytest.approx(
         np.mean([one["metrics"]["accuracy"] for one in found["divisions"]])
     )
+    # Tables that have changed by now are told, and not given the results of the old ones.
+    table = bright.parent / "test-2.csv"
+    before = table.read_text()
+    try:
+        table.write_text("\n".join(before.splitlines()[:-1]) + "\n")
+        assert_told(["finetune-fi", *given], capsys, "its divisions are not those of bright any more")
+    finally:
+        table.write_text(before)
 
 
 def assert_told(given: list[str], capsys: pytest.CaptureFixture[str], complaint: str) -> None:
@@ -206,6 +218,20 @@ def assert_told(given: list[str], capsys: pytest.CaptureFixture[str], complaint:
 )
 def test_a_changed_setting_in_the_same_folder_is_told(crossvalidated, beginner, bright, capsys, change, complaint):
     assert_told(["crossval", *folds(beginner, bright, crossvalidated, change)], capsys, complaint)
+
+
+def test_another_student_in_the_same_folder_is_told_and_not_given_the_results_of_the_first(
+    crossvalidated, beginner, bright, capsys
+):
+    given = ["crossval", *folds(beginner, bright, crossvalidated)]
+    file = beginner / "model.safetensors"
+    before = file.read_bytes()
+    try:
+        save_file({name: tensor + 0.5 for name, tensor in load_file(file).items()}, file)
+        assert_told(given, capsys, "is another student, by its weights")
+    finally:
+        file.write_bytes(before)
+    assert cli.main(given) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,9 @@ from xmodal.students import InputSpec, input_spec, load_student
 
 log = logging.getLogger(__name__)
 
+_SUFFIX = ".explained.png"
+_MAX_STEM_BYTES = 180
+"""A file's name has 255, and what is written before it is whole has a longer one."""
 _METHODS = {
     "rollout": "attention rollout",
     "gradient": "attention weighted by the gradient of",
@@ -70,6 +74,8 @@ def explain(config: ExplainConfig) -> tuple[list[Path], int]:
     names: set[str] = set()
     num_failures = 0
     for picture in pictures_of(config.inputs, config.split):
+        if _was_written(picture, output.folder):
+            continue
         try:
             content = picture.read()
             pixels = eval_pixels(content, spec.size, spec.crop_share, squash=spec.squash)
@@ -103,12 +109,21 @@ def caption(found: Look, label: int | None) -> Sequence[str]:
     return said, f"{_METHODS[found.method]}{of}"
 
 
+def _was_written(picture: Picture, output: Path) -> bool:
+    """Whether it is what an explanation was written to, which may lie in a folder that is an input."""
+    if not picture.name.endswith(_SUFFIX) or not isinstance(picture.storage, LocalStorage):
+        return False
+    return (picture.storage.folder / picture.name).resolve().is_relative_to(output.resolve())
+
+
 def _name(picture: Picture, taken: set[str]) -> str:
-    """A name of its own for each picture, by its file's or its key."""
-    stem = (picture.key or PurePosixPath(picture.name).stem).replace("/", "-")
-    name, number = f"{stem}.explained.png", 1
+    """A name of its own for each picture, by its file's or its key, which can be written anywhere."""
+    whole = (picture.key or PurePosixPath(picture.name).stem).replace("/", "-")
+    text = os.fsencode(whole).decode(errors="replace")
+    stem = text.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
+    name, number = f"{stem}{_SUFFIX}", 1
     while name in taken:
         number += 1
-        name = f"{stem}-{number}.explained.png"
+        name = f"{stem}-{number}{_SUFFIX}"
     taken.add(name)
     return name

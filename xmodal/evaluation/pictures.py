@@ -21,6 +21,7 @@ from xmodal.benchmarks import PICTURE_SUFFIXES
 _PLACES = ["key", "image_offset", "image_length", "image_crc32"]
 _MAX_CORRUPT_READS = 3
 _ROWS_AT_A_TIME = 1 << 12
+_VIEW_FILE = "view.json"
 _NAMES_LOOKED_AT = 1000
 """Of a folder, to tell whether it holds tars."""
 
@@ -80,25 +81,34 @@ def check_inputs(inputs: Sequence[str], split: str | None = None) -> None:
 def _pictures_of(url: str, split: str | None) -> Iterator[Picture]:
     url = url.removeprefix("file://")
     is_here = "://" not in url
+    if is_here and not url.endswith(".tar") and not os.path.isfile(url) and not os.path.isdir(url):
+        raise UserError(f"{url}: no such file or folder", "check the path; a pattern of tars ends with .tar")
+    if split is not None and not _is_view(url):
+        raise UserError(
+            f"split: {split}: {url} is no view, so it has no splits", "leave split out, or give views alone"
+        )
     if url.endswith(".tar"):
         return _in_shards(url)
     if is_here and os.path.isfile(url):
         folder, name = os.path.split(url)
         return iter([Picture(path=_text(url), storage=open_storage(folder or "."), name=name)])
-    if is_here and not os.path.isdir(url):
-        raise UserError(f"{url}: no such file or folder", "check the path; a pattern of tars ends with .tar")
     if not is_here and _is_picture(url):
         folder, _, name = url.rpartition("/")
         storage = open_storage(folder)
         if storage.exists(name):
             return iter([Picture(path=url, storage=storage, name=name)])
     storage = open_storage(url)
-    if storage.exists("view.json"):
+    if storage.exists(_VIEW_FILE):
         return _in_view(url, split)
     # A prefix of millions of pictures is not listed to its end only to find that no tar is among them.
     if any(name.endswith(".tar") and "/" not in name for name in islice(storage.names_below(), _NAMES_LOOKED_AT)):
         return _in_shards(url)
     return _in_folder(storage)
+
+
+def _is_view(url: str) -> bool:
+    is_folder = "://" in url or os.path.isdir(url)
+    return is_folder and not url.endswith(".tar") and open_storage(url).exists(_VIEW_FILE)
 
 
 def _in_folder(storage: Storage) -> Iterator[Picture]:

@@ -1,6 +1,5 @@
 """`xmodal predict`: a student's probabilities for any number of pictures, as a table that comes into being by parts."""
 
-import hashlib
 import logging
 import time
 from collections import deque
@@ -20,7 +19,7 @@ from xmodal.evaluation.pictures import Picture, check_inputs, pictures_of
 from xmodal.evaluation.predict import found_batch_size
 from xmodal.evaluation.prediction_files import PredictionFiles
 from xmodal.evaluation.predictor import Predictor, check_finite
-from xmodal.students import input_spec, load_student
+from xmodal.students import load_student, student_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
     )
     predictor = Predictor(student, device=accelerator.device, num_threads=config.num_workers, flip=config.tta == "flip")
     asked: dict[str, Any] = {
-        "student": fingerprint(student),
+        "student": student_fingerprint(student),
         "inputs": config.inputs,
         "split": config.split,
         "tta": config.tta,
@@ -86,25 +85,17 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
         asked = files.begin(asked, chosen)
     summary = files.summary()
     if summary is None:
-        num_parts = predict_parts(files, predictor, config, asked["batch_size"], accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            summary = files.finish(num_parts, asked)
+        with files.noticing_another_run():
+            num_parts = predict_parts(files, predictor, config, asked["batch_size"], accelerator)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                summary = files.finish(num_parts, asked)
     elif accelerator.is_main_process:
         log.info("%s: all was predicted before", config.output)
         files.remove_parts()
     is_main_process = accelerator.is_main_process
     accelerator.end_training()
     return summary if is_main_process else None
-
-
-def fingerprint(student: torch.nn.Module) -> str:
-    """sha256 (hex) of a student's weights, and of what pictures it takes."""
-    hashing = hashlib.sha256(repr(input_spec(student)).encode())
-    for name, tensor in sorted(student.state_dict().items()):
-        hashing.update(name.encode())
-        hashing.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return hashing.hexdigest()
 
 
 class _Part:

@@ -9,7 +9,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -69,6 +70,18 @@ class PredictionFiles:
         before = parse_json_object(self._parts.read(_ASKED), f"{self._parts.url}/{_ASKED}", f"remove {self._parts.url}")
         self._compare(before, asked, self._parts.url)
         return before
+
+    @contextmanager
+    def noticing_another_run(self) -> Iterator[None]:
+        """Within it, UserError is raised where another run has made the table and removed the parts meanwhile."""
+        try:
+            yield
+        except (FileNotFoundError, UserError) as error:
+            if self._parts.exists(_ASKED) or not self._storage.exists(self.name):
+                raise
+            raise UserError(
+                f"{self.url}: another run of the same has made it", "the same command again says what is in it"
+            ) from error
 
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left, None before. Raises UserError where the table is there and is none of a run."""

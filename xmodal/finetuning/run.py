@@ -1,8 +1,9 @@
 """A student, fine-tuned and judged on each division of a benchmark, one after another, by all ranks of a job.
 
-`<output>/config.json` is what the run was begun with; `pictures-…/` the benchmark as shards, `divisions.csv` which of
-them are in which part. Each division has a folder: its view, the trainer's own files, `student/` and, once all of it is
-done, `predictions.csv`. A run that was cut off goes on in the first division without those, from its last checkpoint.
+`<output>/config.json` and `model.sha256` are what the run was begun with; `pictures-…/` the benchmark as shards,
+`divisions.csv` which of them are in which part. Each division has a folder: its view, the trainer's own files,
+`student/` and, once all of it is done, `predictions.csv`. A run that was cut off goes on in the first division without
+those, from its last checkpoint.
 """
 
 import gc
@@ -38,7 +39,7 @@ from xmodal.finetuning.divisions import (
 )
 from xmodal.finetuning.pictures import read_pictures, write_division_view, write_pictures
 from xmodal.finetuning.summary import Summary, read_predictions, summarise
-from xmodal.students import has_mlp_head, input_spec, load_student, student_folder
+from xmodal.students import has_mlp_head, input_spec, load_student, student_fingerprint, student_folder
 from xmodal.training.config import TrainConfig
 from xmodal.training.job import joined_ranks
 from xmodal.training.pinned_config import check_pinned_config, pin_config
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.csv"
 """Of a division; written last, so that it says that the division is done."""
+_WEIGHTS = "model.sha256"
+"""Of the student to start from: a folder may be that of another one by the time that a run goes on."""
 _PREPARING_SECONDS = 6 * 3600.0
 """That other ranks wait, at most, for the first one to have looked at all pictures."""
 
@@ -172,9 +175,11 @@ def _by_first(ranks: Ranks, work: Callable[[], None]) -> None:
 
 def _prepare(config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folder: Path) -> None:
     """Write pictures, divisions and their views; `divisions.csv` comes last, and what follows it was done before."""
+    weights = student_fingerprint(load_student(config.model)).encode()
     if (folder / FILE).exists():
+        _check_unchanged(config, benchmark, divide, folder, weights)
         return
-    LocalStorage(folder, create=True)
+    storage = LocalStorage(folder, create=True)
     # Of the table that it is of: what was left by a run that was killed before may be of another one.
     dataset = folder / f"pictures-{table_fingerprint(benchmark)[:12]}"
     write_pictures(benchmark, dataset)
@@ -187,7 +192,25 @@ def _prepare(config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folde
     for name, parts in zip(divisions.names, divisions.parts, strict=True):
         write_division_view(folder / name / "view", benchmark, dataset, pictures, parts)
     pin_config(folder, config)
+    storage.replace(_WEIGHTS, weights)
     write_divisions(folder, benchmark, divisions)
+
+
+def _check_unchanged(
+    config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folder: Path, weights: bytes
+) -> None:
+    """Raise UserError for a student, or divisions, that are not those that the run was begun with."""
+    if (folder / _WEIGHTS).read_bytes() != weights:
+        raise UserError(
+            f"{config.model}: is another student, by its weights, than the one that {folder} was begun with",
+            "bring that one back, or give a new `output` folder",
+        )
+    begun = read_divisions(folder, benchmark)
+    if not np.array_equal(divide(benchmark, begun.groups, begun.is_decodable).parts, begun.parts):
+        raise UserError(
+            f"{folder / FILE}: its divisions are not those of {benchmark.config.name} any more",
+            "bring back the tables that the run was begun with, or give a new `output` folder",
+        )
 
 
 def _left_to_do(divisions: Divisions, folder: Path, ranks: Ranks) -> list[int]:
