@@ -1,6 +1,7 @@
 """`xmodal crossval` and `xmodal finetune-fi` through the real launchers, with the real trainer, on a tiny student."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -218,6 +219,13 @@ def assert_told(given: list[str], capsys: pytest.CaptureFixture[str], complaint:
 )
 def test_a_changed_setting_in_the_same_folder_is_told(crossvalidated, beginner, bright, capsys, change, complaint):
     assert_told(["crossval", *folds(beginner, bright, crossvalidated, change)], capsys, complaint)
+
+
+def test_a_second_run_in_the_same_folder_is_told(beginner, bright, tmp_path, capsys):
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_told(["crossval", *folds(beginner, bright, tmp_path)], capsys, "another run is at it")
+    assert os.listdir(tmp_path) == [".lock"]
 
 
 def test_another_student_in_the_same_folder_is_told_and_not_given_the_results_of_the_first(

@@ -4,14 +4,15 @@ import json
 import re
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from launchers import TINY_MODEL_ARGS, launch, settings
 from training_view import make_view
 
 from shards.errors import UserError
-from shards.view import open_view
+from shards.view import open_view, write_view
 from xmodal.students import StudentConfig, create_student
-from xmodal.training.config import TrainConfig
+from xmodal.training.config import LossConfig, TrainConfig
 from xmodal.training.costs import num_parameters, rank_memory
 from xmodal.training.dry_run import dry_run
 from xmodal.training.pinned_config import pin_config
@@ -79,3 +80,19 @@ def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view,
     assert "lower micro_batch_size" in done.stdout
     assert "Traceback" not in done.stdout
     assert "all steps" not in done.stdout
+
+
+def test_neutral_cannot_be_masked_where_validation_has_samples_that_are_neutral_and_no_more(small_view, tmp_path):
+    view = open_view(str(small_view))
+    targets = [
+        [0.0, 1.0, 0.0] if split == "val" and target[1] > 0.5 else target
+        for split, target in zip(view.table["split"].to_pylist(), view.table["target"].to_pylist(), strict=True)
+    ]
+    place = view.table.column_names.index("target")
+    table = view.table.set_column(place, "target", pa.array(targets, view.table["target"].type))
+    folders = [storage.url for storage in view.datasets]
+    write_view(str(tmp_path), table, view.shards, datasets=folders, description={"counts": view.description["counts"]})
+    student = StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS)
+    config = TrainConfig(view=str(tmp_path), output="out", student=student, loss=LossConfig(neutral="masked"))
+    with pytest.raises(UserError, match=r"loss\.neutral: masked, but \d of \d+ samples are neutral and no more"):
+        prepare(config, open_view(config.view), Ranks(rank=0, local_rank=0, world_size=1))

@@ -6,11 +6,13 @@
 those, from its last checkpoint.
 """
 
+import fcntl
 import gc
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -94,6 +96,21 @@ def finetune_on_splits(config: FinetuneFiConfig) -> Outcome:
     return _finetune(config, divide, Path("runs/finetune-fi"))
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raise UserError where another run of this machine, or of one that shares the file system's locks, has a folder.
+
+    A lock is not left behind by a run that is killed.
+    """
+    LocalStorage(folder, create=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another run is at it", "let it end, or give another `output` folder") from error
+        yield
+
+
 def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> Outcome:
     check_output_file("json", config.json)
     benchmark = load_benchmark(config.benchmark, root=config.root)
@@ -103,7 +120,8 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
     folder = Path(config.output or default_folder / benchmark.config.name)
     check_pinned_config(folder, config, MAY_CHANGE)
     train = division_config(config, benchmark, folder)
-    with joined_ranks(train.peer_timeout) as ranks:
+    with joined_ranks(train.peer_timeout) as ranks, ExitStack() as held:
+        _by_first(ranks, lambda: held.enter_context(_locked(folder)))
         limit_waiting(_PREPARING_SECONDS)
         _by_first(ranks, lambda: _prepare(config, benchmark, divide, folder))
         limit_waiting(train.peer_timeout)
@@ -160,7 +178,7 @@ def division_config(config: FinetuneConfig, benchmark: Benchmark, folder: Path) 
     )
 
 
-def _by_first(ranks: Ranks, work: Callable[[], None]) -> None:
+def _by_first(ranks: Ranks, work: Callable[[], object]) -> None:
     """Have the first rank do something, while the others wait; its UserError is raised on all of them."""
     mistake: list[UserError | None] = [None]
     if ranks.is_first:
@@ -177,6 +195,7 @@ def _prepare(config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folde
     """Write pictures, divisions and their views; `divisions.csv` comes last, and what follows it was done before."""
     weights = student_fingerprint(load_student(config.model)).encode()
     if (folder / FILE).exists():
+        check_pinned_config(folder, config, MAY_CHANGE)  # again: another run may have begun since
         _check_unchanged(config, benchmark, divide, folder, weights)
         return
     storage = LocalStorage(folder, create=True)

@@ -28,12 +28,7 @@ class DistillationLoss:
             return
         train_targets = read_targets()
         if config.neutral == "masked":
-            num_neutral = int((train_targets[:, POLES].sum(dim=1) == 0).sum())
-            if num_neutral:
-                raise UserError(
-                    f"loss.neutral: masked, but {num_neutral} of {len(train_targets)} samples are neutral and no more",
-                    "set loss.neutral: kept, or leave those samples out of the view",
-                )
+            require_poles(train_targets)
             train_targets = poles_of(train_targets)
         weights = confidence_weights(train_targets, config.confidence_power)
         self._mean_confidence_weight = weights.double().mean().item()
@@ -62,6 +57,16 @@ class DistillationLoss:
         if config.confidence_power:
             losses *= confidence_weights(targets, config.confidence_power) / self._mean_confidence_weight
         return losses
+
+
+def require_poles(targets: torch.Tensor) -> None:
+    """Raise UserError where neutral has all of the probability of one of some soft labels, `(n, classes)`."""
+    num_neutral = int((targets[:, POLES].sum(dim=1) == 0).sum())
+    if num_neutral:
+        raise UserError(
+            f"loss.neutral: masked, but {num_neutral} of {len(targets)} samples are neutral and no more",
+            "set loss.neutral: kept, or leave those samples out of the view",
+        )
 
 
 def poles_of(targets: torch.Tensor) -> torch.Tensor:

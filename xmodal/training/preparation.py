@@ -14,7 +14,7 @@ from xmodal.training.config import TrainConfig
 from xmodal.training.costs import device_peak
 from xmodal.training.engine import create_engine, micro_batches_per_step, resolve_deepspeed_config
 from xmodal.training.features import require_linear_classifier
-from xmodal.training.losses import DistillationLoss
+from xmodal.training.losses import DistillationLoss, require_poles
 from xmodal.training.pinned_config import check_pinned_config
 from xmodal.training.ranks import Ranks, limit_waiting
 
@@ -58,6 +58,8 @@ def prepare(config: TrainConfig, view: View, ranks: Ranks) -> Preparation:
         check_pinned_config(Path(config.output), config)
     if config.select != "last":
         view.split("val")  # which must have samples to select by
+    if config.loss.neutral == "masked" and view.description["counts"]["splits"]["val"]:
+        require_poles(torch.from_numpy(target_array(view.split("val").rows)))  # what trains is looked at by the loss
     torch.manual_seed(config.seed)
     model = create_student(config.student)
     if config.keep_features:
