@@ -1,10 +1,11 @@
 """`xmodal crossval` and `xmodal finetune-fi` through the real launchers, with the real trainer, on a tiny student."""
 
 import csv
-import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +223,11 @@ def test_a_changed_setting_in_the_same_folder_is_told(crossvalidated, beginner, 
 
 
 def test_a_second_run_in_the_same_folder_is_told(beginner, bright, tmp_path, capsys):
-    with open(tmp_path / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    program = f"import fcntl; lock = open('{tmp_path}/.lock', 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
         assert_told(["crossval", *folds(beginner, bright, tmp_path)], capsys, "another run is at it")
+        other.communicate(b"\n")
     assert os.listdir(tmp_path) == [".lock"]
 
 

@@ -100,13 +100,14 @@ def finetune_on_splits(config: FinetuneFiConfig) -> Outcome:
 def _locked(folder: Path) -> Iterator[None]:
     """Raise UserError where another run of this machine, or of one that shares the file system's locks, has a folder.
 
-    A lock is not left behind by a run that is killed.
+    A lock is not left behind by a run that is killed: unlike those of flock, it is not its reading processes' too, which
+    live on for some seconds.
     """
     LocalStorage(folder, create=True)
     with open(folder / ".lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
             raise UserError(f"{folder}: another run is at it", "let it end, or give another `output` folder") from error
         yield
 
