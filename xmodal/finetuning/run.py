@@ -100,8 +100,8 @@ def finetune_on_splits(config: FinetuneFiConfig) -> Outcome:
 def _locked(folder: Path) -> Iterator[None]:
     """Raise UserError where another run of this machine, or of one that shares the file system's locks, has a folder.
 
-    A lock is not left behind by a run that is killed: unlike those of flock, it is not its reading processes' too, which
-    live on for some seconds.
+    A lock is not left behind by a run that is killed: unlike one of flock, it is not that of its reading processes too,
+    which live on for some seconds.
     """
     LocalStorage(folder, create=True)
     with open(folder / ".lock", "w") as lock:
