@@ -118,7 +118,7 @@ def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {name.replace("__", "."): value for name, value in changes.items()}
 
 
-STUDENTS = [tuned(LITE0), frozen(LITE0), frozen(LITE2, LITE2), frozen(VIT, VIT)]
+STUDENTS = [frozen(LITE0), frozen(LITE2, LITE2), frozen(VIT, VIT)]
 ABLATIONS = [
     frozen(LITE0),
     frozen("temperature 2", loss__temperature=2.0),
@@ -136,7 +136,7 @@ ABLATIONS = [
 ]
 """Soft targets of all posts, by the recipe, unless the name says otherwise; the first is what the others are held to.
 """
-QUICK_STUDENTS = [frozen(LITE0)]
+QUICK_STUDENTS = STUDENTS[:1]
 QUICK_ABLATIONS = [one for one in ABLATIONS if one.start is None]
 
 
