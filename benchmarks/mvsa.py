@@ -74,10 +74,11 @@ FROZEN: dict[str, Any] = {
     # The rate is high for the sake of EfficientNets, whose new heads begin with large weights.
     "optimizer.lr": 3e-3,
     "optimizer.weight_decay": 10.0,
+    "loss.temperature": 4.0,
 }
 """A head on what the backbone knows from ImageNet."""
 TUNED: dict[str, Any] = {
-    "epochs": 3,
+    "epochs": 2,
     "global_batch_size": 32,
     "optimizer.lr": 2e-4,
     "optimizer.layer_decay": 0.8,
@@ -117,24 +118,25 @@ def _dotted(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {name.replace("__", "."): value for name, value in changes.items()}
 
 
-STUDENTS = [tuned(LITE0), frozen(LITE0), frozen(LITE2, LITE2), frozen(VIT, VIT)]
+STUDENTS = [frozen(LITE0), frozen(LITE2, LITE2), frozen(VIT, VIT)]
 ABLATIONS = [
     frozen(LITE0),
-    frozen("hard targets", loss__kind="hard"),
-    frozen("hard targets, smoothed by 0.2", loss__kind="hard", loss__label_smoothing=0.2),
     frozen("temperature 2", loss__temperature=2.0),
-    frozen("temperature 4", loss__temperature=4.0),
+    frozen("temperature 1", loss__temperature=1.0),
+    frozen("hard targets", loss__kind="hard", loss__temperature=1.0),
+    frozen("hard targets smoothed by 0.2", loss__kind="hard", loss__temperature=1.0, loss__label_smoothing=0.2),
     frozen("confidence above 0.5", threshold=0.5),
     frozen("confidence above 0.7", threshold=0.7),
     frozen("confidence above 0.9", threshold=0.9),
     frozen("weighted by confidence", loss__confidence_power=1.0),
     frozen("balanced classes", loss__class_weights="balanced"),
+    frozen("weight decay 0.05", optimizer__weight_decay=0.05),
     tuned(LITE0),
-    tuned("hard targets", loss__kind="hard"),
-    tuned("confidence above 0.7", threshold=0.7),
+    tuned("hard targets", loss__kind="hard", loss__temperature=1.0),
 ]
-"""Soft targets, temperature 1, all posts, unless the name says otherwise; the first is what the others are held to."""
-QUICK_STUDENTS = [frozen(LITE0)]
+"""Soft targets of all posts, by the recipe, unless the name says otherwise; the first is what the others are held to.
+"""
+QUICK_STUDENTS = STUDENTS[:1]
 QUICK_ABLATIONS = [one for one in ABLATIONS if one.start is None]
 
 
