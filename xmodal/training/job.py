@@ -1,6 +1,7 @@
 """The ranks of a job: they meet, work together, as often as they like, and part."""
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 from shards.errors import UserError
 from xmodal.training.agreement import gather_objects
-from xmodal.training.ranks import Ranks, lost_ranks, start_process_group
+from xmodal.training.ranks import RANK_VARIABLES, Ranks, lost_ranks, start_process_group
 
 
 @contextmanager
@@ -19,6 +20,26 @@ def joined_ranks(timeout: float) -> Iterator[Ranks]:
 
     Ranks other than the first log warnings alone. Raises UserError where they do not meet, or one of them is lost.
     """
+    with _own_variables():
+        yield from _joined_ranks(timeout)
+
+
+@contextmanager
+def _own_variables() -> Iterator[None]:
+    """What is said of ranks in the environment within it goes afterwards: it would hold for all that this process does
+    and starts then, and by then the port is another's."""
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _joined_ranks(timeout: float) -> Iterator[Ranks]:
     ranks = start_process_group(timeout)
     if not ranks.is_first:
         logging.getLogger().setLevel(logging.WARNING)

@@ -30,8 +30,12 @@ class Ranks:
         return self.rank == 0
 
 
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Of the environment: what torch's process group needs."""
+
+
 def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that torch's process group needs, from whichever launcher started this process.
+    """`RANK_VARIABLES`, from whichever launcher started this process.
 
     `deepspeed` and `torchrun` set them; under `srun` they come from the step's variables; a plain `python` is alone.
     Raises UserError where some of them are missing.
@@ -43,8 +47,7 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
                 f"environment: RANK and WORLD_SIZE are set, and {', '.join(missing)} not",
                 "start by `deepspeed` or `torchrun`, which set all of them, or unset RANK and WORLD_SIZE",
             )
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        return {name: environment[name] for name in names if name in environment}
+        return {name: environment[name] for name in RANK_VARIABLES if name in environment}
     # SLURM_STEP_NUM_TASKS is there within srun only: a batch script's own shell is no rank.
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         return {
