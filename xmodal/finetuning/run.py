@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from shards.errors import UserError
 from shards.storage import LocalStorage
@@ -112,6 +113,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _accelerator() -> Iterator[Accelerator]:
+    try:
+        yield Accelerator(cpu=dist.get_backend() == "gloo")
+    finally:
+        # It would have whatever this process evaluates later wait for ranks that have parted.
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> Outcome:
     check_output_file("json", config.json)
     benchmark = load_benchmark(config.benchmark, root=config.root)
@@ -129,7 +139,7 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
         divisions = read_divisions(folder, benchmark)
         # Where no launcher has set it, Accelerate would, with a warning, to what torch has by itself.
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-        accelerator = Accelerator(cpu=dist.get_backend() == "gloo")
+        accelerator = held.enter_context(_accelerator())
         for number in _left_to_do(divisions, folder, ranks):
             name = divisions.names[number]
             log.info("%s of %d", name, len(divisions.names))
