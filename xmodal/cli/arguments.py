@@ -81,6 +81,11 @@ def read_config(config_class: type[T], arguments: list[str], verb: Callable[...,
     return load_config(config_class, arguments, command=command, description=description)
 
 
+def action_parser() -> argparse.ArgumentParser:
+    """For a verb with actions of its own (`xmodal models list`), whose help is a text; see `parsed_arguments`."""
+    return argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+
+
 def parsed_arguments(parser: argparse.ArgumentParser, arguments: list[str], verb: str) -> argparse.Namespace:
     """What a parser makes of arguments; those that it does not know are a mistake of the user's."""
     try:

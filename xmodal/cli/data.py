@@ -1,9 +1,7 @@
 """Verbs about shards and views."""
 
-import argparse
-
 from shards.errors import UserError
-from xmodal.cli.arguments import parsed_arguments, print_table, read_config
+from xmodal.cli.arguments import action_parser, parsed_arguments, print_table, read_config
 
 
 def curate(arguments: list[str]) -> None:
@@ -35,7 +33,7 @@ def view(arguments: list[str]) -> None:
     action, *rest = arguments
     if action != "diff":
         raise UserError(f"command line: {action}: no such action", "choose diff")
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser = action_parser()
     parser.add_argument("views", nargs="*")
     parser.add_argument("--csv")
     parsed = parsed_arguments(parser, rest, "view")
@@ -64,7 +62,7 @@ def forget(arguments: list[str]) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(_FORGET_USAGE)
         return
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser = action_parser()
     parser.add_argument("dataset", nargs="?")
     parser.add_argument("--posts")
     parser.add_argument("--authors")
@@ -162,7 +160,7 @@ URL is a folder, an s3:// prefix, or a pattern of tars: 's3://bucket/data/{00000
 
 
 def _url_and_workers(arguments: list[str]) -> tuple[str, int]:
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser = action_parser()
     parser.add_argument("url", nargs="?")
     parser.add_argument("--num_workers", type=int, default=0)
     parsed = parsed_arguments(parser, arguments, "shards")

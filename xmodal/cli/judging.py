@@ -1,10 +1,9 @@
 """Verbs about students and benchmarks."""
 
-import argparse
 import json
 
 from shards.errors import UserError
-from xmodal.cli.arguments import apart, listed, parsed_arguments, print_table, read_config, with_inputs
+from xmodal.cli.arguments import action_parser, apart, listed, parsed_arguments, print_table, read_config, with_inputs
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -91,7 +90,7 @@ def benchmarks(arguments: list[str]) -> int:
     action, *rest = arguments
     if action not in ("list", "verify"):
         raise UserError(f"command line: {action}: no such action", "choose one of list, verify")
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser = action_parser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--root", default="")
     parser.add_argument("--json")

@@ -1,12 +1,11 @@
 """The verb about the paper's models."""
 
-import argparse
 import itertools
 import os
 from typing import TYPE_CHECKING
 
 from shards.errors import UserError
-from xmodal.cli.arguments import parsed_arguments, print_table
+from xmodal.cli.arguments import action_parser, parsed_arguments, print_table
 
 if TYPE_CHECKING:
     from xmodal.models.convert import Conversion
@@ -23,9 +22,7 @@ def models(arguments: list[str]) -> None:
     if action not in ("list", "convert", "pull"):
         raise UserError(f"command line: {action}: no such action", "choose one of list, convert, pull")
     if action == "list":
-        parsed_arguments(
-            argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False), rest, "models"
-        )
+        parsed_arguments(action_parser(), rest, "models")
         print(models_table())
     elif action == "convert":
         _convert_model(rest)
@@ -37,7 +34,7 @@ def _convert_model(arguments: list[str]) -> None:
     from xmodal.models.convert import convert
     from xmodal.published import published_model
 
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser = action_parser()
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--as", dest="name")
     parser.add_argument("--pixels", choices=("0..1", "-1..1"))
@@ -57,7 +54,7 @@ def _pull_model(arguments: list[str]) -> None:
     from xmodal.models.pull import pull
     from xmodal.published import published_model, pulled_folder
 
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser = action_parser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--url")
     parsed = parsed_arguments(parser, arguments, "models")

@@ -68,9 +68,10 @@ def verify_benchmark(name_or_file: str, *, root: str = "") -> Verification:
         *_repeated_rows(benchmark),
     ]
     first_places = {path: place for place, path in reversed(list(enumerate(benchmark.paths)))}
-    there = [place for place in sorted(first_places.values()) if isinstance(hashes[place], _Hashes)]
-    exact = _groups_of([hashes[place].sha256 for place in there], there)  # type: ignore[union-attr]
-    packed = pack_hashes(hashes[place].pdq for place in there)  # type: ignore[union-attr]
+    known = {place: of_one for place in sorted(first_places.values()) if isinstance(of_one := hashes[place], _Hashes)}
+    there = list(known)
+    exact = _groups_of([of_one.sha256 for of_one in known.values()], there)
+    packed = pack_hashes(of_one.pdq for of_one in known.values())
     # Links through copies are links too: what is not larger than the exact groups is told once.
     near = _groups_of(near_groups(packed).tolist(), there)
     exact_members = {frozenset(group) for group in exact}
