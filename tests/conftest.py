@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import slurm_cluster
 import web_server
 
 # No test asks the internet for a model. Read once, when huggingface_hub is imported.
@@ -32,3 +33,17 @@ def ray_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[slurm_cluster.Slurm]:
+    """A SLURM of two nodes."""
+    reason = slurm_cluster.missing()
+    if reason:
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    try:
+        with slurm_cluster.start_slurm(folder) as running:
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

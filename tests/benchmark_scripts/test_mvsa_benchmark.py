@@ -1,6 +1,7 @@
 """The folds of benchmarks/mvsa.py keep apart what is alike, and its steps are done once."""
 
 import csv
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -21,10 +22,9 @@ COPIES = {30: 0, 31: 7, 32: 11}
 @pytest.fixture
 def mvsa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import mvsa
-
-    yield mvsa
-    del sys.modules["mvsa"]
+    yield importlib.import_module("mvsa")
+    for name in ("mvsa", "mvsa_steps", "mvsa_judged"):
+        del sys.modules[name]
 
 
 @pytest.fixture

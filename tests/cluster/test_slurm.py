@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +14,10 @@ import pytest
 from launchers import ROOT, launch, losses, settings, start_ranks, steps, wait_for_ranks, wait_for_step
 from picture_server import serving_pictures
 from ray_head import free_port
-from slurm_cluster import Slurm, missing, start_slurm
+from slurm_cluster import Slurm
 from training_view import make_view
 
 from xmodal.evaluation.evaluate import EvaluateConfig, evaluate
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Slurm]:
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    try:
-        with start_slurm(folder) as running:
-            yield running
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(slurm: Slurm, output: Path, *arguments: str) -> str:

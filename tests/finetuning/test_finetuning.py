@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launchers import launch, losses, start, wait_for_step
+from launchers import ROOT, launch, losses, start, wait_for_step
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
@@ -168,6 +168,28 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_bee
         assert weights(tmp_path / fold) == weights(crossvalidated / fold)
         assert losses(tmp_path / fold) == losses(crossvalidated / fold)
     assert result(tmp_path) == result(crossvalidated)
+
+
+def test_a_slurm_job_that_is_stopped_is_requeued_and_ends_as_if_it_had_not_been(
+    slurm, crossvalidated, beginner, bright, tmp_path
+):
+    job = slurm.submit(
+        *("--nodes=2", f"--output={tmp_path}/job.log"),
+        f"--export=ALL,MASTER_ADDR=127.0.0.1,LOG_FOLDER={tmp_path}",
+        *("slurm/train.sbatch", CROSSVAL, *folds(beginner, bright, tmp_path / "run")),
+        folder=ROOT,
+    )
+    wait_for_step(tmp_path / "run" / "fold-1", 2, [])
+    slurm.signal(job, "USR1")
+    slurm.restart(job, 1)
+    fields = slurm.wait(job)
+    log = (tmp_path / "job.log").read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), log
+    assert "train.sbatch: stopped; back into the queue" in log
+    assert "mean ± std" in (tmp_path / f"xmodal-train-{job}-0.log").read_text()
+    for fold in FOLDS:
+        assert weights(tmp_path / "run" / fold) == weights(crossvalidated / fold)
+    assert result(tmp_path / "run") == result(crossvalidated)
 
 
 def test_given_divisions_keep_the_student_that_is_best_in_validation(beginner, bright, tmp_path, capsys):

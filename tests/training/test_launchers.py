@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_view import make_view
 
 from shards.storage import LocalStorage
+from shards.view import open_view
 from xmodal.labels import CLASSES
 from xmodal.students import StudentConfig, create_student
 from xmodal.training.costs import forward_flops
@@ -115,6 +116,18 @@ def test_the_student_learns(small_view, tmp_path):
     validation = [line for line in read_metrics(tmp_path) if line["kind"] == "validation"]
     assert validation[-1]["teacher_agreement"] > 0.9
     assert validation[-1]["kl"] < validation[0]["kl"] / 2
+
+
+def test_a_student_is_not_selected_by_pictures_that_cannot_be_decoded(tmp_path):
+    view = make_view(tmp_path, num_samples=40)
+    for row in open_view(str(view)).split("val").rows.to_pylist():
+        with (tmp_path / "dataset" / f"{row['shard']}.tar").open("r+b") as file:
+            file.seek(row["image_offset"])
+            file.write(bytes(row["image_length"]))
+    done = launch("python", settings(view, tmp_path / "run", "--select=kl"))
+    assert done.returncode == 2, done.stdout
+    assert "no picture of its val split, to select the best by, can be decoded" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_another_learning_rate_is_refused_on_resume(alone, small_view):

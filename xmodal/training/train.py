@@ -272,12 +272,20 @@ class _Run:
         return utilisation(images_per_second, passes * self.flops, self.peak)
 
     def _validate(self, epoch: int) -> float | None:
-        """Against the teacher, on the val split, if it has samples. Returns what is least in the best checkpoint."""
+        """Against the teacher, on the val split, if it has samples. Returns what is least in the best checkpoint.
+
+        Raises UserError where a student is to be selected by them, and none can be decoded.
+        """
         if not self.pictures.num_samples("val"):
             return None
         has_average = self.config.optimizer.ema_decay
         student = averaged_student(self.engine, self.config.student) if has_average else self.engine
         values = validate(student, self.pictures, self.loss, self.features.get("val"))
+        if not values and self.config.select != "last":
+            raise UserError(
+                f"{self.config.view}: no picture of its val split, to select the best by, can be decoded",
+                "see `xmodal verify` of its datasets, or set select=last",
+            )
         if self.log and values:
             self.log.write("validation", self.step, {"epoch": epoch, **values})
         return selection_cost(values, self.config.select)
