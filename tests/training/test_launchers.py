@@ -121,7 +121,7 @@ def test_the_student_learns(small_view, tmp_path):
 def test_a_student_is_not_selected_by_pictures_that_cannot_be_decoded(tmp_path):
     view = make_view(tmp_path, num_samples=40)
     for row in open_view(str(view)).split("val").rows.to_pylist():
-        with (tmp_path / "dataset" / f"{row['shard']}.tar").open("r+b") as file:
+        with (tmp_path / "dataset" / row["shard"]).open("r+b") as file:
             file.seek(row["image_offset"])
             file.write(bytes(row["image_length"]))
     done = launch("python", settings(view, tmp_path / "run", "--select=kl"))
