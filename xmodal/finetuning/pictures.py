@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from shards.view import SHARD_SCHEMA, SPLITS, VIEW_SCHEMA, shard_entry, write_vi
 from shards.writer import Sample, write_shard
 from xmodal.benchmarks import Benchmark
 from xmodal.crawl.pictures import Picture
+from xmodal.curation.benchmark_pictures import read_picture
 from xmodal.curation.datasets import map_in_order
-from xmodal.evaluation.benchmark_pictures import read_picture
 from xmodal.finetuning.divisions import LEFT_OUT, classes_of
 from xmodal.labels import CLASSES, one_hot
 
@@ -33,7 +34,7 @@ def write_pictures(benchmark: Benchmark, folder: Path) -> None:
     storage = LocalStorage(folder, create=True)
     classes = classes_of(benchmark)
     paths = (benchmark.image_path(place) for place in range(len(benchmark.paths)))
-    found = enumerate(map_in_order(read_picture, paths, len(os.sched_getaffinity(0))))
+    found = enumerate(map_in_order(partial(read_picture, lossless=True), paths, len(os.sched_getaffinity(0))))
     for number in range(-(-len(benchmark.paths) // _PICTURES_PER_SHARD)):
         failures: list[dict[str, str]] = []
         samples = _samples(itertools.islice(found, _PICTURES_PER_SHARD), benchmark, classes, failures)
