@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,25 @@ def assert_told(given: list[str], capsys: pytest.CaptureFixture[str], complaint:
     first, second = capsys.readouterr().err.splitlines()
     assert complaint in first
     assert second.strip()
+
+
+@pytest.mark.parametrize("verb", ["crossval", "finetune-fi"])
+def test_pictures_that_cannot_be_decoded_are_told_and_looked_at_anew_by_the_next_run(
+    verb, beginner, bright, tmp_path, capsys
+):
+    """A clone without `git lfs pull` has a few lines of text in each picture's place."""
+    shutil.copytree(bright.parent, tmp_path / "clone")
+    clone = tmp_path / "clone" / "bright.yaml"
+    clone.write_text(bright.read_text().replace(str(bright.parent), str(clone.parent)))
+    judged = load_benchmark(str(clone))
+    for path in judged.paths:
+        (clone.parent / path).write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    given = [verb, *arguments(beginner, clone, tmp_path / "run")]
+    assert_told(given, capsys, "bright: none of its pictures can be decoded")
+    for path in judged.subset(np.flatnonzero(judged.scores < 0)).paths:
+        shutil.copy(bright.parent / path, clone.parent)
+    assert_told(given, capsys, "positive picture")
+    assert not list((tmp_path / "run").glob("pictures-*"))
 
 
 @pytest.mark.parametrize(

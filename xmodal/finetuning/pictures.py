@@ -27,6 +27,17 @@ log = logging.getLogger(__name__)
 
 _PICTURES_PER_SHARD = 64
 """Few: what lies in one shard in the table's order is mixed better with more shards."""
+_OF_INDEX = ("key", "image_ext", "image_offset", "image_length", "image_crc32")
+_SCHEMA = pa.schema(
+    [
+        *(VIEW_SCHEMA.field(name) for name in _OF_INDEX),
+        ("pdq", pa.string()),
+        ("place", pa.int64()),
+        VIEW_SCHEMA.field("dataset"),
+        VIEW_SCHEMA.field("shard"),
+    ]
+)
+"""Of `read_pictures`."""
 
 
 def write_pictures(benchmark: Benchmark, folder: Path) -> None:
@@ -75,14 +86,14 @@ def read_pictures(folder: Path) -> pa.Table:
     The columns of a view but `split` and `target` are among its own.
     """
     storage = LocalStorage(folder)
-    tables = []
+    tables = [_SCHEMA.empty_table()]
     for name in shard_names(storage):
         index = read_index(storage, name)
-        if not index.num_rows:
+        if not index.num_rows:  # then it has no `pdq` either
             continue
         places = [int(key.partition("-")[0]) for key in index["key"].to_pylist()]
         tables.append(
-            index.select(["key", "image_ext", "image_offset", "image_length", "image_crc32", "pdq"])
+            index.select([*_OF_INDEX, "pdq"])
             .append_column("place", pa.array(places, pa.int64()))
             .append_column("dataset", pa.array([0] * index.num_rows, pa.int32()))
             .append_column("shard", pa.array([name] * index.num_rows))
