@@ -58,8 +58,9 @@ TUNED: dict[str, Any] = {
     "optimizer.warmup_share": 0.1,
     "optimizer.ema_decay": 0.99,
     "augment.color_jitter": 0.2,
+    "loss.temperature": 4.0,
 }
-"""All layers, from a student of `FROZEN` on."""
+"""All layers, from a student of `FROZEN` on, by the same loss."""
 
 
 def frozen(name: str, model: str = LITE0, threshold: float = 0.0, **changes: Any) -> Contender:

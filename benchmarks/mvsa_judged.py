@@ -7,13 +7,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from shards.dataset import shard_names
 from shards.index import read_index
 from shards.storage import open_storage
 from xmodal.curation.near_duplicates import near_groups, pack_hashes
 from xmodal.evaluation.compare import compare
+from xmodal.evaluation.folds import grouped_folds
 from xmodal.evaluation.metrics import auc, metrics_of, polarity_of, with_intervals
 from xmodal.labels import NEUTRAL
 
@@ -56,16 +56,12 @@ def judged_pictures(dataset: Path, labels: Path) -> Judged:
     paths = [urlsplit(sample["url"]).path.lstrip("/") for sample in samples]
     judged = [place for place, path in enumerate(paths) if path in class_of]
     classes, groups = np.array([class_of[paths[place]] for place in judged]), all_groups[judged]
-    folds = np.empty(len(judged), dtype=np.int64)
-    cutter = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
-    for fold, (_, rows) in enumerate(cutter.split(classes, classes, groups)):
-        folds[rows] = fold
     return Judged(
         paths=[paths[place] for place in judged],
         scores=classes - NEUTRAL,
         teacher=np.array([samples[place]["soft_label"] for place in judged]),
         groups=groups,
-        folds=folds,
+        folds=grouped_folds(classes, groups, NUM_FOLDS, seed=0),
     )
 
 

@@ -1,4 +1,4 @@
-"""The folds of benchmarks/mvsa.py keep apart what is alike, and its steps are done once."""
+"""The folds of benchmarks/mvsa.py keep apart what is alike, and its steps are done once, from posts to predictions."""
 
 import csv
 import importlib
@@ -10,9 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from curation_pictures import NEGATIVE, NEUTRAL, POSITIVE, photo_bytes, post_samples, write_dataset
+from launchers import TINY_MODEL_ARGS
+from safetensors.torch import load_file
+from timm.models import save_for_hf
 
 from shards.view import open_view
+from xmodal.config import load_config
+from xmodal.training.config import TrainConfig
 
 SOFT_LABELS = (NEGATIVE, NEUTRAL, POSITIVE)
 COPIES = {30: 0, 31: 7, 32: 11}
@@ -88,3 +95,59 @@ def test_figures_of_several_folds_are_of_their_predictions_together(mvsa, bench)
     assert figures["auc"] == figures["auc_mean_of_folds"] == figures["auc_by_teacher"] == 1
     assert figures["auc_low"] == 1
     assert set(mvsa.difference(judged, predicted, predicted).values()) == {0}
+
+
+def config_of(contender: Any) -> TrainConfig:
+    """What the trainer makes of a contender's settings."""
+    steps = sys.modules["mvsa_steps"]
+    given = {"view": "view", "output": "run", "student.model": contender.model, **steps.COMMON, **contender.settings}
+    return load_config(TrainConfig, [steps._argument(one) for one in given.items()], command="", description="")
+
+
+def test_every_contender_is_one_that_the_trainer_takes_and_fine_tuning_keeps_the_loss(mvsa):
+    tuned = [one for one in mvsa.ABLATIONS if one.start]
+    frozen = [one for one in (*mvsa.STUDENTS, *mvsa.ABLATIONS) if not one.start]
+    assert len(tuned) == 2
+    for config in map(config_of, frozen):
+        assert (config.frozen_epochs, config.keep_features) == (config.epochs, True)
+    for one in tuned:
+        config = config_of(one)
+        assert (config.frozen_epochs, config.keep_features) == (0, False)
+        assert config.loss == config_of(one.start).loss
+
+
+def test_a_student_learns_from_the_other_folds_and_says_what_it_sees_in_its_own(mvsa, bench, capfd):
+    torch.manual_seed(0)
+    published = timm.create_model("vit_tiny_patch16_224", **TINY_MODEL_ARGS)  # of a thousand classes
+    save_for_hf(published, str(bench.weights / "tiny"), safe_serialization=True)
+    small = {"global_batch_size": 8, "micro_batch_size": 8, "stream.num_workers": 0}
+    # Above 0.75 the teacher was sure of all but the neutral ones.
+    frozen = mvsa.Contender("tiny, frozen", "tiny", {**mvsa.FROZEN, **small, "epochs": 2, "frozen_epochs": 2}, 0.75)
+    tuned = mvsa.Contender("tiny, fine-tuned", "tiny", {**mvsa.TUNED, **small, "epochs": 2}, 0.75, frozen)
+    predicted = [bench.predictions(one, [0]) for one in (frozen, tuned)]
+    fold = bench.judged.rows_of([0])
+    for one in predicted:
+        assert one[fold].sum(axis=1) == pytest.approx(1)
+        assert np.isnan(one[~fold]).all()
+    assert not np.allclose(predicted[0][fold], predicted[1][fold])
+
+    made = bench.steps.folder / "fold_0"
+    given, learned, gone_on = (
+        load_file(folder / "model.safetensors")
+        for folder in (bench.weights / "tiny", made / "tiny_frozen" / "student", made / "tiny_fine-tuned" / "student")
+    )
+    first_layer = "patch_embed.proj.weight"
+    assert torch.equal(learned[first_layer], given[first_layer].bfloat16().float())  # what is frozen has no more digits
+    assert not torch.equal(gone_on[first_layer], learned[first_layer])
+    assert list((bench.steps.folder / "features").iterdir())
+    config = json.loads((made / "tiny_fine-tuned" / "config.json").read_text())
+    assert config["student"]["model"] == f"local-dir:{made}/tiny_frozen/student"
+    # A third of the posts is left out, so there are half as many epochs more.
+    num_all, num_sure = (open_view(str(made / f"view_{name}")).split("train").rows.num_rows for name in ("0", "0.75"))
+    assert num_sure < num_all
+    assert config["epochs"] == round(2 * num_all / num_sure)
+
+    steps = [line.split()[-2:] for line in capfd.readouterr().out.splitlines()]
+    assert [verb for verb, _ in steps] == ["curate", "curate", "train", "evaluate", "train", "evaluate"]
+    assert np.array_equal(bench.predictions(tuned, [0]), predicted[1], equal_nan=True)
+    assert not capfd.readouterr().out

@@ -130,6 +130,18 @@ def test_the_help_of_a_verb_says_what_each_setting_is_for(verb, capsys):
         assert docstring.replace(" ", "").rstrip(".") in text
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "crossval", "finetune-fi"])
+def test_all_that_predicts_says_that_threads_do_and_how_large_batches_are(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    text = "".join(capsys.readouterr().out.split())
+    for words in (
+        "Threads of a process that read, decode and, on a CPU, predict; 0: one for each of its cores",
+        "0: what is fastest and fits into memory, within reason",
+    ):
+        assert words.replace(" ", "") in text
+
+
 def test_the_doctors_help_says_what_it_looks_for(capsys):
     assert cli.main(["doctor", "--help"]) == 0
     assert "xmodal doctor" in capsys.readouterr().out

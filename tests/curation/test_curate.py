@@ -266,6 +266,16 @@ def test_a_benchmark_picture_that_cannot_be_decoded_is_passed_over(folder, tmp_p
     assert "broken.jpg" in caplog.text
 
 
+def test_a_benchmark_picture_that_cannot_be_read_is_passed_over(folder, tmp_path, caplog):
+    benchmark = write_benchmark(tmp_path / "bench", {"x.png": encode(photo(5), "PNG"), "lost.jpg": b""})
+    lost = tmp_path / "bench" / "images" / "lost.jpg"
+    lost.unlink()
+    lost.symlink_to("/proc/self/mem")  # a file whose first byte is an input/output error
+    summary = curate(config_of(folder, tmp_path / "view", benchmarks=[benchmark]))
+    assert {step.step: step.samples for step in summary.funnel}["benchmark pictures"] == 6
+    assert "lost.jpg: Input/output error" in caplog.text
+
+
 def test_a_benchmark_picture_larger_than_any_post_may_have_is_compared_too(folder, tmp_path):
     large = photo(5).resize((8200, 6150))
     assert large.width * large.height > PictureConfig().max_pixels

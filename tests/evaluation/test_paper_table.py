@@ -8,7 +8,7 @@ import pytest
 
 from shards.errors import UserError
 from xmodal import cli
-from xmodal.evaluation.paper_table import TableConfig, paper_cells, paper_table, read_all_scores
+from xmodal.evaluation.paper_table import TableConfig, paper_cells, paper_table, read_all_scores, what_is_missing
 from xmodal.published import PUBLISHED
 
 
@@ -76,8 +76,25 @@ def test_the_text_says_what_is_missing(files, tmp_path):
     assert "70.0 [68.0, 72.0]" in lines[10]
     assert f"4agree: {tmp_path}/dataset/benchmark/Twitter Testing Dataset I/4agree.csv is not here" in text
     assert "ViT_L32: its weights are not here: xmodal models pull ViT_L32" in lines
-    assert "ViT_B16: not evaluated: xmodal evaluate -m ViT_B16 -b 5agree 4agree 3agree --json FILE" in lines
+    assert "ViT_B16: not evaluated: xmodal evaluate -m ViT_B16 -b 5agree 4agree 3agree --json ViT_B16.json" in lines
+    # Of whom there are some numbers, a second file would have the name of the first.
+    other = "paper_3_8/student: not evaluated on 4agree, 3agree: make its file anew, with -b 5agree 4agree 3agree"
+    assert other in lines
     assert "! the published accuracy lies outside of the interval" in lines
+
+
+def test_who_does_as_the_table_says_fills_its_cells(tmp_path):
+    for name in PUBLISHED:
+        (tmp_path / "models" / name).mkdir(parents=True)
+    advised = [line.split() for line in what_is_missing(paper_cells({})) if "xmodal evaluate" in line]
+    assert len(advised) == 8
+    for words in advised:
+        benchmarks, file = words[words.index("-b") + 1 : -2], words[-1]
+        # What evaluating a single student writes.
+        (tmp_path / file).write_text(json.dumps({benchmark: metrics(0.8) for benchmark in benchmarks}))
+    cells = paper_cells(read_all_scores([str(tmp_path / words[-1]) for words in advised]))
+    assert [of_model[0].row for of_model in cells] == [f"3.{number}" for number in range(1, 9)]
+    assert all(cell.ours == 80 for of_model in cells for cell in of_model)
 
 
 def test_the_table_has_other_forms(files, capsys):

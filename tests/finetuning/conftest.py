@@ -1,4 +1,4 @@
-"""A tiny student to start from, and a small benchmark that it can learn: bright pictures are positive."""
+"""Tiny students to start from, and a small benchmark that they can learn: bright pictures are positive."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from launchers import TINY_MODEL_ARGS
 from PIL import Image
 
-from xmodal.students import StudentConfig, create_student, export_student
+from xmodal.students import StudentConfig, create_student, export_student, put_mlp_head
 
 NUM_PICTURES = 36
 COPIES = (3, 4, 5)
@@ -27,6 +27,19 @@ def beginner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS)
     folder = tmp_path_factory.mktemp("beginner") / "student"
     export_student(create_student(config), str(folder), crop_share=1.0, squash=True, provenance={})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def authors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student such as a converted one of theirs: two layers in its head, GELU by tanh; but pictures are cut."""
+    torch.manual_seed(0)
+    student = create_student(
+        StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS | {"depth": 1})
+    )
+    put_mlp_head(student, "tanh")
+    folder = tmp_path_factory.mktemp("authors") / "student"
+    export_student(student, str(folder), crop_share=0.75, provenance={})
     return folder
 
 

@@ -7,7 +7,6 @@ import made_pictures
 import numpy as np
 import pytest
 import torch
-from launchers import TINY_MODEL_ARGS
 
 from shards.augment import eval_pixels
 from shards.storage import LocalStorage
@@ -19,7 +18,7 @@ from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.finetuning.config import RECIPES, CrossvalConfig, FinetuneConfig, FinetuneFiConfig
 from xmodal.finetuning.pictures import read_pictures, write_division_view, write_pictures
 from xmodal.finetuning.run import division_config
-from xmodal.students import StudentConfig, create_student, export_student, load_student, put_mlp_head
+from xmodal.students import create_student, load_student
 from xmodal.training.engine import resolve_deepspeed_config
 
 
@@ -27,18 +26,6 @@ def recipe(name: str, model: Path, *more: str) -> FinetuneConfig:
     config_class = {"five_fold": CrossvalConfig, "given_splits": FinetuneFiConfig}[name]
     given = [f"--config={RECIPES / name}.yaml", f"--model={model}", "--benchmark=b", *more]
     return load_config(config_class, given, command="", description="")
-
-
-@pytest.fixture(scope="module")
-def authors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student such as a converted one of theirs: two layers in its head, GELU by tanh; but pictures are cut."""
-    student = create_student(
-        StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS | {"depth": 1})
-    )
-    put_mlp_head(student, "tanh")
-    folder = tmp_path_factory.mktemp("authors") / "student"
-    export_student(student, str(folder), crop_share=0.75, provenance={})
-    return folder
 
 
 def written_benchmark(folder: Path, table: str, settings: str) -> Benchmark:

@@ -1,15 +1,16 @@
 """Folds and given divisions: pure decisions about which picture is in which part."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold
 
 from shards.errors import UserError
-from xmodal.benchmarks import Benchmark, BenchmarkConfig, load_benchmark
+from xmodal.benchmarks import Benchmark, BenchmarkConfig, GivenSplit, load_benchmark, read_benchmark
 from xmodal.finetuning.divisions import (
     fold_divisions,
     given_divisions,
@@ -113,6 +114,26 @@ def test_a_division_that_is_none_is_told(bright, tmp_path, row, complaint):
     benchmark = replace(benchmark, config=replace(benchmark.config, splits=[split]))
     with pytest.raises(UserError, match=complaint):
         given_divisions(benchmark, np.arange(40), np.ones(40, bool), str(bright))
+
+
+def test_rows_of_pictures_without_a_sign_are_passed_over_in_divisions_of_scores(tmp_path):
+    scores = {"a.png": -2, "b.png": 0.5, "c.png": 0, "d.png": 3, "e.png": 0}
+
+    def write(name: str, rows: dict[str, float]) -> str:
+        (tmp_path / name).write_text("".join(["path,score\n", *(f"{path},{score}\n" for path, score in rows.items())]))
+        return str(tmp_path / name)
+
+    parts = {"train": ("a.png", "b.png", "c.png"), "val": ("e.png",), "test": ("d.png",)}
+    split = GivenSplit(**{part: write(part, {path: scores[path] for path in paths}) for part, paths in parts.items()})
+    config = BenchmarkConfig(name="made", images="", labels=write("table", scores), splits=[split])
+    (tmp_path / "made.yaml").write_text(yaml.safe_dump(asdict(config)))
+    whole = read_benchmark(str(tmp_path / "made.yaml"))
+    signed = whole.subset(np.flatnonzero(whole.scores != 0))  # as fine-tuning takes it
+    divisions = given_divisions(signed, np.arange(3), np.ones(3, bool), "made.yaml")
+    assert divisions.parts.tolist() == [["train", "train", "test"]]
+    write("val", {"b.png": 0})
+    with pytest.raises(UserError, match=r"b\.png: is not in the benchmark's own table, or of another class there"):
+        given_divisions(signed, np.arange(3), np.ones(3, bool), "made.yaml")
 
 
 def test_a_part_that_is_left_with_nothing_is_told(bright):

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from xmodal.benchmarks import load_benchmark
-from xmodal.crawl.pictures import PILLOW_MAX_PIXELS, Picture, PictureConfig, RefusedPictureError, check_picture
+from xmodal.crawl.pictures import Picture
+from xmodal.curation.benchmark_pictures import read_picture
 from xmodal.curation.datasets import map_in_order
 from xmodal.curation.near_duplicates import is_near_any, pack_hashes
 
 log = logging.getLogger(__name__)
 
 _ROWS_AT_A_TIME = 1 << 20
-_ANY_PICTURE = PictureConfig(min_side=1, max_side=0, max_pixels=PILLOW_MAX_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class BenchmarkPictures:
 
 
 def read_benchmark(file: str) -> BenchmarkPictures:
-    """Hash the pictures of a benchmark, whatever their size; one that cannot be decoded is logged and passed over."""
+    """Hash the pictures of a benchmark, whatever their size; what is no picture is logged and passed over."""
     benchmark = load_benchmark(file)
     paths = [benchmark.image_path(place) for place in range(len(benchmark.paths))]
     hashed = list(map_in_order(_hashed, paths, len(os.sched_getaffinity(0))))
@@ -54,11 +54,11 @@ def read_benchmark(file: str) -> BenchmarkPictures:
 
 
 def _hashed(path: Path) -> Picture | None:
-    try:
-        return check_picture(path.read_bytes(), _ANY_PICTURE)
-    except RefusedPictureError as error:
-        log.warning("%s: %s; it cannot be compared with the posts' pictures", path, error.reason)
+    read = read_picture(path)
+    if isinstance(read, str):
+        log.warning("%s: %s; it cannot be compared with the posts' pictures", path, read)
         return None
+    return read[1]
 
 
 def is_in_benchmarks(sha256: np.ndarray, pdq: np.ndarray, benchmarks: Sequence[BenchmarkPictures]) -> np.ndarray:

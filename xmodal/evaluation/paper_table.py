@@ -123,6 +123,9 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
         of_model[0].model: [cell.benchmark for cell in of_model if cell.ours is None and cell.published is not None]
         for of_model in cells
     }
+    evaluated = {
+        of_model[0].model: [cell.benchmark for cell in of_model if cell.ours is not None] for of_model in cells
+    }
     lines = []
     for benchmark in dict.fromkeys(name for names in lacking.values() for name in names):
         definition = load_definition(benchmark, root=root)
@@ -131,8 +134,15 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
     for model, benchmarks in lacking.items():
         if benchmarks and model in PUBLISHED and not pulled_folder(model).is_dir():
             lines.append(f"{model}: its weights are not here: xmodal models pull {model}")
+        elif benchmarks and evaluated[model]:
+            # A second file of a single student would need the name of the first, and take its place.
+            together = " ".join([*evaluated[model], *benchmarks])
+            lines.append(f"{model}: not evaluated on {', '.join(benchmarks)}: make its file anew, with -b {together}")
         elif benchmarks:
-            lines.append(f"{model}: not evaluated: xmodal evaluate -m {model} -b {' '.join(benchmarks)} --json FILE")
+            # A file of a single student does not say whose it is: its name does.
+            lines.append(
+                f"{model}: not evaluated: xmodal evaluate -m {model} -b {' '.join(benchmarks)} --json {model}.json"
+            )
     return lines
 
 

@@ -20,9 +20,9 @@ from xmodal.benchmarks import (
     read_benchmark,
     read_judgements,
 )
+from xmodal.curation.benchmark_pictures import read_picture
 from xmodal.curation.datasets import map_in_order
 from xmodal.curation.near_duplicates import near_groups, pack_hashes
-from xmodal.evaluation.benchmark_pictures import read_picture
 from xmodal.evaluation.folds import NUM_FOLDS, stratified_folds
 from xmodal.labels import CLASSES
 
@@ -113,7 +113,7 @@ def _hashes(benchmark: Benchmark) -> list[_Hashes | str | None]:
 def _hashed(path: Path | None) -> _Hashes | str | None:
     if path is None:
         return None
-    found = read_picture(path)
+    found = read_picture(path, lossless=True)
     if isinstance(found, str):
         return found
     content, picture = found

@@ -55,9 +55,10 @@ class FinetuneConfig:
     json: str | None = None
     """File for the metrics of all held-out predictions, as `xmodal evaluate --json` writes them, for `xmodal table`."""
     batch_size: int = 0
-    """Pictures of one forward pass of a process that predicts; 0: as many as fit into memory, within reason."""
+    """Pictures of one forward pass of a process that predicts; 0: what is fastest and fits into memory, within
+    reason."""
     num_workers: int = 0
-    """Processes that decode, per process that predicts."""
+    """Threads of a process that read, decode and, on a CPU, predict; 0: one for each of its cores."""
     num_draws: int = 1000
     """Bootstrap draws behind each interval."""
     seed: int = 0

@@ -89,7 +89,8 @@ def fold_divisions(
 def given_divisions(benchmark: Benchmark, groups: np.ndarray, is_decodable: np.ndarray, source: str) -> Divisions:
     """The divisions that come with a benchmark, as they are, whatever duplicates are across their parts.
 
-    `source` is its definition, which errors name. Raises UserError for divisions that are none.
+    A benchmark of scores is one without the pictures whose score is 0; their rows are passed over. `source` is its
+    definition, which errors name. Raises UserError for divisions that are none.
     """
     splits = benchmark.config.splits
     place_of = {path: place for place, path in enumerate(benchmark.paths)}
@@ -101,6 +102,8 @@ def given_divisions(benchmark: Benchmark, groups: np.ndarray, is_decodable: np.n
             paths, scores = read_judgements(benchmark.config, table, source)
             for path, score in zip(paths, scores.tolist(), strict=True):
                 place = place_of.get(path)
+                if place is None and score == 0 and not benchmark.config.has_neutral:
+                    continue
                 problem = None
                 if place is None or benchmark.scores[place] != score:
                     problem = "is not in the benchmark's own table, or of another class there"

@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from shards.view import SHARD_SCHEMA, SPLITS, VIEW_SCHEMA, shard_entry, write_vi
 from shards.writer import Sample, write_shard
 from xmodal.benchmarks import Benchmark
 from xmodal.crawl.pictures import Picture
+from xmodal.curation.benchmark_pictures import read_picture
 from xmodal.curation.datasets import map_in_order
-from xmodal.evaluation.benchmark_pictures import read_picture
 from xmodal.finetuning.divisions import LEFT_OUT, classes_of
 from xmodal.labels import CLASSES, one_hot
 
@@ -26,6 +27,17 @@ log = logging.getLogger(__name__)
 
 _PICTURES_PER_SHARD = 64
 """Few: what lies in one shard in the table's order is mixed better with more shards."""
+_OF_INDEX = ("key", "image_ext", "image_offset", "image_length", "image_crc32")
+_SCHEMA = pa.schema(
+    [
+        *(VIEW_SCHEMA.field(name) for name in _OF_INDEX),
+        ("pdq", pa.string()),
+        ("place", pa.int64()),
+        VIEW_SCHEMA.field("dataset"),
+        VIEW_SCHEMA.field("shard"),
+    ]
+)
+"""Of `read_pictures`."""
 
 
 def write_pictures(benchmark: Benchmark, folder: Path) -> None:
@@ -33,7 +45,7 @@ def write_pictures(benchmark: Benchmark, folder: Path) -> None:
     storage = LocalStorage(folder, create=True)
     classes = classes_of(benchmark)
     paths = (benchmark.image_path(place) for place in range(len(benchmark.paths)))
-    found = enumerate(map_in_order(read_picture, paths, len(os.sched_getaffinity(0))))
+    found = enumerate(map_in_order(partial(read_picture, lossless=True), paths, len(os.sched_getaffinity(0))))
     for number in range(-(-len(benchmark.paths) // _PICTURES_PER_SHARD)):
         failures: list[dict[str, str]] = []
         samples = _samples(itertools.islice(found, _PICTURES_PER_SHARD), benchmark, classes, failures)
@@ -74,14 +86,14 @@ def read_pictures(folder: Path) -> pa.Table:
     The columns of a view but `split` and `target` are among its own.
     """
     storage = LocalStorage(folder)
-    tables = []
+    tables = [_SCHEMA.empty_table()]
     for name in shard_names(storage):
         index = read_index(storage, name)
-        if not index.num_rows:
+        if not index.num_rows:  # then it has no `pdq` either
             continue
         places = [int(key.partition("-")[0]) for key in index["key"].to_pylist()]
         tables.append(
-            index.select(["key", "image_ext", "image_offset", "image_length", "image_crc32", "pdq"])
+            index.select([*_OF_INDEX, "pdq"])
             .append_column("place", pa.array(places, pa.int64()))
             .append_column("dataset", pa.array([0] * index.num_rows, pa.int32()))
             .append_column("shard", pa.array([name] * index.num_rows))

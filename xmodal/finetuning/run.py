@@ -214,11 +214,19 @@ def _prepare(config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folde
     dataset = folder / f"pictures-{table_fingerprint(benchmark)[:12]}"
     write_pictures(benchmark, dataset)
     pictures = read_pictures(dataset)
-    if not pictures.num_rows:
-        raise UserError(f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again")
     places = pictures["place"].to_numpy()
-    groups = linked_groups(benchmark.groups, pack_hashes(pictures["pdq"].to_pylist()), places)
-    divisions = divide(benchmark, groups, np.isin(np.arange(len(benchmark.paths)), places))
+    is_decodable = np.isin(np.arange(len(benchmark.paths)), places)
+    try:
+        if not is_decodable.any():
+            raise UserError(
+                f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again"
+            )
+        groups = linked_groups(benchmark.groups, pack_hashes(pictures["pdq"].to_pylist()), places)
+        divisions = divide(benchmark, groups, is_decodable)
+    except UserError:
+        if not is_decodable.all():
+            shutil.rmtree(dataset)  # once they are fetched again, they are to be looked at again
+        raise
     for name, parts in zip(divisions.names, divisions.parts, strict=True):
         write_division_view(folder / name / "view", benchmark, dataset, pictures, parts)
     pin_config(folder, config)
