@@ -18,7 +18,9 @@ from xmodal.demo.server import serve_folder
 from xmodal.labels import CLASSES, NEUTRAL
 
 ROOT = Path(__file__).resolve().parent.parent
-TEACHER = "teacher_minilm_semeval"
+TRANSFORMER = "teacher_minilm_semeval"
+BOTH = "transformer and lexicon"
+TEACHERS = (BOTH, "transformer", "lexicon")
 COMMON: dict[str, Any] = {
     "deepspeed": str(ROOT / "configs/deepspeed/zero0.json"),
     "stream.num_lanes": 8,
@@ -38,6 +40,8 @@ class Contender:
     """Of `xmodal train`, besides `COMMON`."""
     threshold: float = 0.0
     """Of the teacher's confidence, in `xmodal curate`. As many pictures are shown as without one: in more epochs."""
+    teacher: str = BOTH
+    """One of `TEACHERS`."""
     start: "Contender | None" = None
     """The student that it goes on from, instead of the model's own weights."""
 
@@ -96,7 +100,8 @@ class Bench:
     steps: Steps
     data: Path
     weights: Path
-    dataset: Path
+    datasets: Mapping[str, Path]
+    """By their teachers."""
     judged: Judged
 
     def predictions(self, contender: Contender, folds: Iterable[int]) -> np.ndarray:
@@ -117,10 +122,10 @@ class Bench:
         return np.array([[float(row[one]) for one in CLASSES] for row in rows])
 
     def _student(self, contender: Contender, fold: int, benchmark: Path) -> Path:
-        view = self._view(fold, benchmark, contender.threshold)
+        view = self._view(fold, benchmark, contender.threshold, contender.teacher)
         settings = dict(contender.settings)
         if contender.threshold:
-            more = _num_train(self._view(fold, benchmark, 0.0)) / _num_train(view)
+            more = _num_train(self._view(fold, benchmark, 0.0, contender.teacher)) / _num_train(view)
             settings |= {key: round(settings[key] * more) for key in ("epochs", "frozen_epochs") if key in settings}
         if settings.get("keep_features"):
             # One pass over the pictures serves all folds, and all ablations.
@@ -151,39 +156,49 @@ class Bench:
         file.write_text(yaml.safe_dump(definition, sort_keys=False))
         return file
 
-    def _view(self, fold: int, benchmark: Path, threshold: float) -> Path:
+    def _view(self, fold: int, benchmark: Path, threshold: float, teacher: str = BOTH) -> Path:
         recipe = {
-            "datasets": [str(self.dataset)],
+            "datasets": [str(self.datasets[teacher])],
             "benchmarks": [str(benchmark)],
             **{f"confidence.{name}": threshold for name in CLASSES},
             "split.train": 0.95,
             "split.val": 0.05,
             "split.test": 0.0,
         }
-        return self.steps.run("curate", f"fold_{fold}/view_{threshold:g}", recipe)
+        return self.steps.run("curate", f"fold_{fold}/view_{_name(teacher)}_{threshold:g}", recipe)
 
 
 def _step(contender: Contender, fold: int) -> str:
-    return f"fold_{fold}/{contender.name.replace(',', '').replace(' ', '_')}"
+    return f"fold_{fold}/{_name(contender.name)}"
+
+
+def _name(text: str) -> str:
+    return text.replace(",", "").replace(" ", "_")
 
 
 def _num_train(view: Path) -> int:
     return json.loads((view / "view.json").read_text())["counts"]["splits"]["train"]
 
 
-def label(steps: Steps, data: Path, weights: Path, port: int) -> Path:
-    """The posts as a dataset, labelled by the teacher."""
+def label(steps: Steps, data: Path, weights: Path, port: int, teacher: str) -> Path:
+    """The posts as a dataset, labelled by one of `TEACHERS`."""
+    # fp32: the same labels on every machine.
+    transformer = {"kind": "transformers", "model": str(weights / TRANSFORMER), "precision": "fp32"}
+    lexicon = {"kind": "lexicon"}
+    read_by = {
+        BOTH: {"kind": "ensemble", "members": [transformer, lexicon]},
+        "transformer": transformer,
+        "lexicon": lexicon,
+    }[teacher]
     with serve_folder(str(data), port) as bound:
         return steps.run(
             "label",
-            "dataset",
+            f"dataset_{_name(teacher)}",
             {
                 "posts": str(data / "posts.jsonl"),
                 "base_url": f"http://127.0.0.1:{bound}/",
                 "posts_per_unit": 256,
-                "teacher.kind": "transformers",
-                "teacher.model": str(weights / TEACHER),
-                "teacher.precision": "fp32",  # the same labels on every machine
+                **{f"teacher.{key}": value for key, value in read_by.items()},
                 "fetch.allow_networks": ["127.0.0.0/8"],
                 "politeness.requests_per_second": 0,
                 "politeness.max_concurrent": 0,

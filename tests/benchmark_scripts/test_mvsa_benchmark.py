@@ -53,7 +53,9 @@ def bench(mvsa: Any, tmp_path: Path) -> Any:
         csv.writer(file).writerows(rows)
     dataset = Path(write_dataset(tmp_path / "dataset", [samples[:20], samples[20:]]))
     judged = mvsa.judged_pictures(dataset, data / mvsa.LABELS)
-    return mvsa.Bench(steps=mvsa.Steps(tmp_path / "run"), data=data, weights=data, dataset=dataset, judged=judged)
+    return mvsa.Bench(
+        steps=mvsa.Steps(tmp_path / "run"), data=data, weights=data, datasets={mvsa.BOTH: dataset}, judged=judged
+    )
 
 
 def test_a_fold_has_its_share_of_all_classes_and_no_copy_in_another(bench):
@@ -80,7 +82,7 @@ def test_what_is_learned_from_is_no_picture_of_the_fold_nor_near_to_one_and_is_c
     assert "curate" in capfd.readouterr().out
     assert bench._view(fold, bench._benchmark(fold), 0.0) == view
     assert not capfd.readouterr().out
-    record = view.with_name("view_0.step.json")
+    record = view.with_name(f"{view.name}.step.json")
     record.write_text(record.read_text().replace("0.95", "0.9"))
     with pytest.raises(SystemExit, match="was made with other settings"):
         bench._view(fold, bench._benchmark(fold), 0.0)
@@ -123,7 +125,7 @@ def test_a_student_learns_from_the_other_folds_and_says_what_it_sees_in_its_own(
     small = {"global_batch_size": 8, "micro_batch_size": 8, "stream.num_workers": 0}
     # Above 0.75 the teacher was sure of all but the neutral ones.
     frozen = mvsa.Contender("tiny, frozen", "tiny", {**mvsa.FROZEN, **small, "epochs": 2, "frozen_epochs": 2}, 0.75)
-    tuned = mvsa.Contender("tiny, fine-tuned", "tiny", {**mvsa.TUNED, **small, "epochs": 2}, 0.75, frozen)
+    tuned = mvsa.Contender("tiny, fine-tuned", "tiny", {**mvsa.TUNED, **small, "epochs": 2}, 0.75, start=frozen)
     predicted = [bench.predictions(one, [0]) for one in (frozen, tuned)]
     fold = bench.judged.rows_of([0])
     for one in predicted:
@@ -143,7 +145,10 @@ def test_a_student_learns_from_the_other_folds_and_says_what_it_sees_in_its_own(
     config = json.loads((made / "tiny_fine-tuned" / "config.json").read_text())
     assert config["student"]["model"] == f"local-dir:{made}/tiny_frozen/student"
     # A third of the posts is left out, so there are half as many epochs more.
-    num_all, num_sure = (open_view(str(made / f"view_{name}")).split("train").rows.num_rows for name in ("0", "0.75"))
+    num_all, num_sure = (
+        open_view(str(made / f"view_transformer_and_lexicon_{name}")).split("train").rows.num_rows
+        for name in ("0", "0.75")
+    )
     assert num_sure < num_all
     assert config["epochs"] == round(2 * num_all / num_sure)
 
