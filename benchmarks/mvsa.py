@@ -6,12 +6,12 @@ MVSA is MVSA-Single (Niu et al. 2016): `posts.jsonl`, 4,869 tweets with a pictur
 what a person saw in the pictures of 3,611 of them (`path,image_class`: 0 negative, 1 neutral, 2 positive). WEIGHTS are
 folders of transformers and timm: the teacher, and what the students begin with.
 
-All is done by xmodal's own commands: `label` reads the texts, and has the pictures from a local web server. The teacher is
-the mean of the transformer and of VADER's word list; either alone stands beside it. The judged pictures are cut into five
-folds, stratified by class, near duplicates never in two. Each fold is a benchmark, a YAML file and a CSV. With it among
-its `benchmarks`, `curate` leaves out the fold's posts, and all whose pictures are near to one of theirs; `train` learns
-from all the others, with the teacher's labels, and `evaluate` judges the student by the fold. People's labels judge and do
-nothing else.
+All is done by xmodal's own commands: `label` reads the texts, and has the pictures from a local web server. The teacher
+is the mean of the transformer and of VADER's word list; either alone stands beside it. The judged pictures are cut into
+five folds, stratified by class, near duplicates never in two. Each fold is a benchmark, a YAML file and a CSV. With it
+among its `benchmarks`, `curate` leaves out the fold's posts, and all whose pictures are near to one of theirs; `train`
+learns from all the others, with the teacher's labels, and `evaluate` judges the student by the fold. People's labels
+judge and do nothing else.
 
 What is told of several folds is of all their predictions together, with the 95 % interval of a bootstrap over groups of
 near duplicates. The ablations are of the first fold. Teacher, picture size and recipe were chosen by how well a student
