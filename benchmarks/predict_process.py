@@ -47,7 +47,7 @@ def xmodal_predict(plan: dict[str, Any]) -> tuple[float, Scores]:
         start = time.perf_counter()
         config = PredictConfig(model=plan["student"], inputs=[plan["pictures"]], output=output)
         files = PredictionFiles(output)
-        files.begin({}, {})
+        files.begin({})
         files.finish(predict_parts(files, predictor, config, batch_size, accelerator), {})
         seconds = time.perf_counter() - start
         rows = [json.loads(line) for line in Path(output).read_text().splitlines()]

@@ -31,6 +31,13 @@ def require_range(
             raise ConfigError(key, value, _rule(least, above, most, below))
 
 
+def require_folder(config: object, *keys: str) -> None:
+    """Check that none of a config's values `keys` is a URL, where only a folder will do. Raises ConfigError."""
+    for key in keys:
+        if "://" in getattr(config, key):
+            raise ConfigError(key, getattr(config, key), "must be a folder, not a URL")
+
+
 def _rule(least: float | None, above: float | None, most: float | None, below: float | None) -> str:
     if most is None and below is None:
         return f"must be at least {least}" if above is None else f"must be above {above}"

@@ -16,6 +16,10 @@ class UserError(Exception):
         return f"{self.what}\n        {self.remedy}"
 
 
+class ToldElsewhereError(UserError):
+    """A mistake that another process of the same job shows: this one only ends with the exit code."""
+
+
 class ConfigError(UserError):
     """A setting that cannot be. Raised by a config's `__post_init__` with its own field's name as `key`."""
 

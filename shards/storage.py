@@ -24,8 +24,11 @@ LEFTOVER_AGE_SECONDS = 3600.0
 
 # No such file (ENOENT) is how a folder that somebody removed, or one of /proc, refuses a new file.
 _CANNOT_WRITE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ENOENT}
-)
+    {
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ENOENT,
+        errno.ENAMETOOLONG,
+    }
+)  # fmt: skip
 
 
 def pread(descriptor: int, offset: int, length: int, name: str) -> bytes:
@@ -125,7 +128,8 @@ class Storage(Protocol):
     def names_below(self) -> Iterator[str]:
         """Visible objects of this folder and of those below it, as `below/name`, one after the other.
 
-        Their order is the same each time, and memory does not grow with their number.
+        Their order is the same each time. Of a local folder memory holds all names in it, and in those above it, at a
+        time; of s3 a thousand. A folder below that cannot be listed is named itself, as `below/`.
         """
 
     def replace(self, name: str, content: bytes) -> None:
@@ -216,17 +220,28 @@ class LocalStorage:
     def names_below(self) -> Iterator[str]:
         """Visible objects of this folder and of those below it, as `below/name`, one after the other.
 
-        Their order is the same each time. Links to folders are not followed: they could lead in a circle.
+        Their order is the same each time. Links to folders are not followed: they could lead in a circle. A folder
+        below that cannot be listed is named itself, as `below/`.
         """
-        with os.scandir(self.folder) as entries:
-            ordered = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries)
-        for name, is_folder, is_file in ordered:
-            if name.startswith("."):
-                continue
-            if is_folder:
-                yield from (f"{name}/{below}" for below in self.below(name).names_below())
-            elif is_file:
-                yield name
+        return self._names_below("")
+
+    def _names_below(self, above: str) -> Iterator[str]:
+        """Those below the folder `above` (with a slash at its end, or empty for this one)."""
+        try:
+            with os.scandir(self.folder / above) as entries:
+                listed = (_listed_name(entry) for entry in entries if not entry.name.startswith("."))
+                # Names alone: with what each is of, they would take twice the memory.
+                names = sorted(filter(None, listed), key=lambda name: name.removesuffix("/"))
+        except OSError:
+            if not above:
+                raise
+            yield above
+            return
+        for name in names:
+            if name.endswith("/"):
+                yield from self._names_below(above + name)
+            else:
+                yield above + name
 
     def replace(self, name: str, content: bytes) -> None:
         """Put a small object under `name`, in one step, whether or not there was one."""
@@ -325,6 +340,16 @@ class LocalStorage:
             os.close(folder)
 
 
+def _listed_name(entry: os.DirEntry[str]) -> str:
+    """A folder's name with a slash at its end, a file's, or nothing for what is neither."""
+    if entry.is_dir(follow_symlinks=False):
+        return f"{entry.name}/"
+    try:
+        return entry.name if entry.is_file() else ""
+    except OSError:  # a link that cannot be followed: whoever reads it is told why
+        return entry.name
+
+
 def check_can_be_made(url: str) -> None:
     """Raise UserError where `open_storage(url, create=True)` would, as far as can be told without making a folder."""
     if "://" in url and not url.startswith("file://"):
@@ -361,3 +386,14 @@ def open_storage(url: str | os.PathLike[str], *, create: bool = False) -> Storag
     if not create and not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder", "check the path, or run the stage that makes it first")
     return LocalStorage(folder, create=create)
+
+
+def open_folder_of(file: str | os.PathLike[str]) -> tuple[Storage, str]:
+    """The storage in which a file, on a disk or on `s3://`, is to lie, made if it is not there; and the file's name.
+
+    Raises UserError for what names no file, and for another scheme.
+    """
+    folder, slash, name = os.fspath(file).removeprefix("file://").rpartition("/")
+    if not name or folder.endswith(":/"):  # such as s3://BUCKET
+        raise UserError(f"{os.fspath(file)}: names no file", "give the path of a file, or s3://BUCKET/NAME")
+    return open_storage(folder or slash or ".", create=True), name

@@ -27,6 +27,18 @@ def server() -> Iterator[web_server.WebServer]:
         yield running
 
 
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that everybody may look into; that of `tmp_path` is this user's alone."""
+    folder = Path(tempfile.mkdtemp(prefix="public-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    for above, folders, _ in os.walk(folder):
+        for name in folders:
+            os.chmod(os.path.join(above, name), 0o755)
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="session")
 def ray_folder() -> Iterator[Path]:
     """Where the Rays of the tests keep their files; short, since the names of sockets are at most 107 characters."""

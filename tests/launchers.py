@@ -71,11 +71,14 @@ def start(
     return _start(command(launcher, arguments, program), variables)
 
 
-def start_ranks(arguments: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:
+def start_ranks(
+    arguments: Sequence[Sequence[str]], program: str = "launch/train.py", **variables: str
+) -> list[subprocess.Popen[str]]:
     """Start a rank for each list of arguments by hand: a launcher may end one rank before it can speak."""
     job = {"WORLD_SIZE": str(len(arguments)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
-        start("python", of_rank, RANK=str(rank), LOCAL_RANK=str(rank), **job) for rank, of_rank in enumerate(arguments)
+        start("python", of_rank, program, RANK=str(rank), LOCAL_RANK=str(rank), **job, **variables)
+        for rank, of_rank in enumerate(arguments)
     ]
 
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import made_pictures
 import pytest
+from unreadable import without_rights
 
 from shards.errors import UserError
 from xmodal.benchmarks import known_benchmarks, load_benchmark, load_definition, read_benchmark
@@ -46,6 +47,22 @@ def test_paths_and_scores_are_read_in_the_order_of_the_table(tmp_path):
     assert benchmark.paths == ["flat/a.png", "solid/a.png", "flat/b.png", "solid/b.png"]
     assert benchmark.scores.tolist() == [0.5, 0.5, -1, -1]
     assert benchmark.image_path(1) == tmp_path / "images" / "solid" / "a.png"
+
+
+def test_what_is_no_path_of_a_picture_is_missing(tmp_path):
+    # A column of captions, given as that of paths.
+    caption = "a dog on a beach, " * 20
+    table = f'path,score\nflat/a.png,1\n"{caption}",-1\nflat/a.png/b.png,1\n'
+    assert read_benchmark(write(tmp_path, table)).missing.tolist() == [False, True, True]
+    what, _ = complaint(write(tmp_path, table))
+    assert "no such picture (2 of 3 are missing)" in what
+
+
+def test_pictures_in_a_folder_that_may_not_be_looked_into_are_missing(public_folder):
+    file = write(public_folder, TABLE)
+    (public_folder / "images" / "flat").chmod(0o600)
+    with without_rights():
+        assert read_benchmark(file).missing.tolist() == [True, False, True, False]
 
 
 def test_without_a_pattern_every_picture_is_a_group(tmp_path):

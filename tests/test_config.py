@@ -82,6 +82,7 @@ def test_a_wrong_setting_in_a_file_is_told_by_file_key_value_and_rule(config, te
     [
         (["--epoch", "3"], "epoch: no such setting", "did you mean epochs?"),
         (["--optimizer.lrr=3"], "optimizer.lrr: no such setting", "did you mean optimizer.lr?"),
+        (["--output", "s3://b/run"], "output: 's3://b/run' must be a folder, not a URL", "--output VALUE"),
         (["--epochs", "many"], "epochs: Expected a int. Got value: many", "--help"),
         (["--optimizer.lr=fast"], "optimizer.lr: Expected a float. Got value: fast", "--help"),
         (["--optimizer.lr", "30000"], "optimizer.lr: 30000.0 is out of range (0, 1]", "--optimizer.lr VALUE"),

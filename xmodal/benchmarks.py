@@ -188,7 +188,8 @@ def read_benchmark(name_or_file: str, *, root: str = "") -> Benchmark:
         paths=paths,
         scores=scores,
         groups=_groups(paths, config.group_pattern),
-        missing=np.array([not (Path(config.images) / path).is_file() for path in paths]),
+        # os.path: also what cannot be looked at, for its rights or for a name that no file has, is not there.
+        missing=np.array([not os.path.isfile(Path(config.images) / path) for path in paths]),
     )
 
 

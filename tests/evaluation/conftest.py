@@ -26,6 +26,17 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def diverged_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose weights are no numbers, as training leaves it that diverged."""
+    model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY))
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    folder = tmp_path_factory.mktemp("student") / "diverged"
+    export_student(model, str(folder), crop_share=1.0, provenance={})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def picture_benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of pictures of many sizes and kinds, and two that cannot be decoded."""
     folder = tmp_path_factory.mktemp("benchmark")

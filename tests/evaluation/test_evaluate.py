@@ -1,15 +1,18 @@
 import csv
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import launchers
 import made_pictures
 import numpy as np
 import pytest
+import s3_servers
 import torch
 
 from shards.errors import UserError
+from shards.storage import open_storage
 from xmodal import cli
 from xmodal.benchmarks import load_benchmark
 from xmodal.config import load_config
@@ -247,13 +250,53 @@ def test_a_benchmark_without_a_decodable_picture_is_named(tiny_student, tmp_path
         evaluate(EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(file)]))
 
 
-def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(picture_benchmark, tmp_path):
-    model = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY))
-    with torch.no_grad():
-        next(model.parameters()).fill_(float("nan"))
-    export_student(model, str(tmp_path / "diverged"), crop_share=1.0, provenance={})
+def test_a_student_whose_outputs_are_no_numbers_is_blamed_and_not_the_pictures(picture_benchmark, diverged_student):
     with pytest.raises(UserError, match="student: its outputs are no finite numbers"):
-        evaluate(EvaluateConfig(models=[str(tmp_path / "diverged")], benchmarks=[str(picture_benchmark)]))
+        evaluate(EvaluateConfig(models=[str(diverged_student)], benchmarks=[str(picture_benchmark)]))
+
+
+def test_models_whose_predictions_would_overwrite_each_other_are_refused_before_anything_is_done(
+    picture_benchmark, tmp_path
+):
+    output = tmp_path / "out"
+    config = EvaluateConfig(
+        models=["runs/a/student", "runs/a-student"], benchmarks=[str(picture_benchmark)], output=str(output)
+    )
+    complaint = "output: a/student and a-student would both have their predictions in a-student"
+    with pytest.raises(UserError, match=complaint):
+        evaluate(config)
+    assert not output.exists()
+    # Without an output none is lost: it is the student that is not there.
+    with pytest.raises(UserError, match="runs/a/student: no config"):
+        evaluate(replace(config, output=None))
+
+
+def test_all_that_is_written_may_lie_on_s3(
+    tiny_student, other_student, picture_benchmark, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    models = ["-m", str(tiny_student), str(other_student), "-b", str(picture_benchmark), "--num_draws", "5"]
+    files = {"--output": "out", "--json": "out/scores.json", "--html": "out/pages/page.html"}
+    local = [text for key, file in files.items() for text in (key, str(tmp_path / file))]
+    assert cli.main(["evaluate", *models, *local]) == 0
+    written = {str(file.relative_to("out")): file.read_bytes() for file in Path("out").rglob("*") if file.is_file()}
+    with s3_servers.moto() as endpoint:
+        for name, value in s3_servers.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        at = f"s3://{s3_servers.BUCKET}/some"
+        remote = [text for key, file in files.items() for text in (key, f"{at}/{file}")]
+        assert cli.main(["evaluate", *models, *remote]) == 0
+        out = open_storage(f"{at}/out")
+        assert {name: out.read(name) for name in out.names_below()} == written
+        assert len(written) == 4
+        # What is not there is told before anything is done.
+        for key, url in (("--output", "s3://none/out"), ("--json", "s3://none/a.json"), ("--html", "s3://none/a.html")):
+            capsys.readouterr()
+            assert cli.main(["evaluate", "-m", "none", "-b", str(picture_benchmark), key, url]) == 2
+            assert "s3://none: no such bucket" in capsys.readouterr().err.replace("/out: no", ": no")
+        assert cli.main(["evaluate", "-m", "none", "-b", str(picture_benchmark), "--json", "s3://a.json"]) == 2
+        assert "s3://a.json: names no file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from pathlib import Path
 import made_pictures
 import numpy as np
 import pytest
+import s3_servers
 from PIL import Image
 
 from shards.augment import eval_box, eval_pixels
 from shards.decode import decode_rgb
+from shards.storage import open_storage
 from xmodal.cli import main
 from xmodal.evaluation.attention import Look
 from xmodal.evaluation.explain import caption, explained_png
@@ -131,3 +133,32 @@ def test_any_name_can_be_written_and_what_was_written_is_not_explained_itself(ti
     names = ["a" * 180 + ".explained.png", "ä" * 90 + ".explained.png", "\ufffd.explained.png"]
     assert written == [names, names]
     assert sorted(os.listdir(pictures / "explained")) == sorted(names)
+
+
+def test_a_student_whose_outputs_are_no_numbers_is_not_explained(diverged_student, tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(made_pictures.jpeg(90, 60))
+    for given in ([], ["--class", "positive"]):
+        arguments = ["explain", "-m", str(diverged_student), str(tmp_path / "a.jpg"), "--output", str(tmp_path / "out")]
+        assert main([*arguments, *given]) == 2
+        assert "student: its outputs are no finite numbers" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_explanations_may_lie_on_s3_and_are_not_explained_themselves(tiny_student, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    Path("pictures/a.jpg").write_bytes(made_pictures.jpeg(90, 60))
+    assert main(["explain", "-m", str(tiny_student), "pictures", "--output", "local/"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["local/a.explained.png"]
+    with s3_servers.moto() as endpoint:
+        for name, value in s3_servers.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        at = f"s3://{s3_servers.BUCKET}/pictures"
+        open_storage(at, create=True).put_file("a.jpg", Path("pictures/a.jpg"))
+        for _ in range(2):
+            assert main(["explain", "-m", str(tiny_student), at, "--output", f"{at}/explained"]) == 0
+            assert capsys.readouterr().out.splitlines() == [f"{at}/explained/a.explained.png"]
+        made = open_storage(f"{at}/explained")
+        assert made.names() == ["a.explained.png"]
+        assert made.read("a.explained.png") == Path("local/a.explained.png").read_bytes()
+    assert sorted(os.listdir()) == ["local", "pictures"]

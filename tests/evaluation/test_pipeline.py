@@ -139,6 +139,20 @@ def test_what_is_no_picture_is_told(folder, picture):
         student([FILES[0], picture])
 
 
+def test_a_student_whose_outputs_are_no_numbers_gives_no_answer(diverged_student):
+    student = load_student(str(diverged_student), device="cpu")
+    asked = [
+        lambda: student(FILES[0]),
+        lambda: student(FILES[:2]),
+        lambda: next(student(iter(FILES))),
+        lambda: student.probabilities(FILES[0]),
+        lambda: student.probabilities(FILES),
+    ]
+    for ask in asked:
+        with pytest.raises(UserError, match="student: its outputs are no finite numbers"):
+            ask()
+
+
 def test_importing_xmodal_loads_no_torch():
     program = "import sys, xmodal; assert callable(xmodal.load_student); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 import s3_servers
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from training_view import make_view
+from unreadable import make_too_deep, without_rights
 
 from shards.errors import UserError
 from shards.storage import LocalStorage, open_storage
 from shards.view import open_view, write_view
 from shards.writer import Sample, write_shard
 from xmodal.cli import main
+from xmodal.evaluation.pictures import check_inputs, pictures_of
 from xmodal.evaluation.predict import predict
 from xmodal.evaluation.predict_pictures import PredictConfig, predict_pictures
 from xmodal.evaluation.prediction_files import PredictionFiles
@@ -176,6 +180,55 @@ def test_a_file_that_goes_away_meanwhile_is_a_failure(config, tmp_path, monkeypa
     assert [row["reason"] for row in failures_beside(config.output)] == ["is not there"]
 
 
+def test_a_folder_below_that_cannot_be_listed_is_a_failure_and_the_others_are_predicted(config, tmp_path):
+    pictures = tmp_path / "pictures"
+    for name in ("a", "c"):
+        (pictures / name).mkdir(parents=True)
+        (pictures / name / "x.png").write_bytes(made_pictures.png())
+    deep = make_too_deep(pictures / "b")
+    predict_pictures(replace(config, inputs=[str(pictures)]))
+    assert [row["path"] for row in rows_of(config.output)] == [f"{pictures}/{name}/x.png" for name in ("a", "c")]
+    (failure,) = failures_beside(config.output)
+    assert failure["path"] == f"{pictures}/{deep}/"
+    assert failure["reason"] == "cannot be read: this folder cannot be listed"
+
+
+@pytest.mark.parametrize("rights", [0o600, 0o300])
+def test_an_input_that_may_not_be_looked_into_is_told(public_folder, rights):
+    pictures = public_folder / "pictures"
+    pictures.mkdir()
+    (pictures / "x.png").write_bytes(made_pictures.png())
+    pictures.chmod(rights)
+    with without_rights(), pytest.raises(UserError, match="pictures: cannot be looked into: Permission denied"):
+        check_inputs([str(pictures)])
+
+
+def test_pictures_beside_a_tar_are_not_left_out_for_it(config, tmp_path, caplog):
+    pictures = tmp_path / "pictures"
+    (pictures / "below").mkdir(parents=True)
+    for name in ("0.png", "below/1.png"):
+        (pictures / name).write_bytes(made_pictures.png())
+    made = LocalStorage(tmp_path / "made", create=True)
+    write_shard(made, "backup", samples(2))
+    (pictures / "backup.tar").write_bytes(made.read("backup.tar"))
+    predict_pictures(replace(config, inputs=[str(pictures)]))
+    assert [row["path"] for row in rows_of(config.output)] == [f"{pictures}/0.png", f"{pictures}/below/1.png"]
+    told = f"{pictures}: read as a folder of pictures; its tars, which have no index, are left out"
+    assert caplog.text.count(told) == 1
+
+
+def test_pictures_beside_the_tars_of_a_dataset_are_left_out_and_it_is_told(config, tmp_path, caplog):
+    storage = LocalStorage(tmp_path / "tars", create=True)
+    write_shard(storage, "0", samples(2))
+    settings = replace(config, inputs=[storage.url])
+    check_inputs(settings.inputs)
+    assert not caplog.text
+    storage.replace("preview.png", made_pictures.png())
+    predict_pictures(settings)
+    assert [row["key"] for row in rows_of(config.output)] == ["0-0", "0-1"]
+    assert caplog.text.count("tars: read as a dataset; the pictures that are in none of its tars are left out") == 1
+
+
 def test_a_name_that_is_not_utf8_is_written_as_well_as_it_can_be(config, tmp_path):
     (tmp_path / "pictures").mkdir()
     with open(os.fsencode(tmp_path / "pictures") + b"/caf\xe9.png", "wb") as file:
@@ -259,6 +312,32 @@ def test_of_two_runs_at_once_one_is_told_that_the_other_was_faster(config, monke
     with pytest.raises(UserError, match=r"out\.csv: another run of the same has made it"):
         predict_pictures(config)
     assert len(rows_of(config.output)) == NUM_PICTURES
+
+
+def test_a_run_goes_on_with_another_batch_size(config, monkeypatch):
+    """As where there is less memory than it was begun with."""
+
+    class Ended(BaseException):
+        pass
+
+    write_part = PredictionFiles.write_part
+
+    def end(files, number, *arguments):
+        if number == 2:
+            raise Ended
+        write_part(files, number, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PredictionFiles, "write_part", end)
+        with pytest.raises(Ended):
+            predict_pictures(replace(config, batch_size=512))
+    for again in (replace(config, batch_size=3), config):  # the second one finds it done
+        summary = predict_pictures(again)
+        assert summary is not None
+        assert summary["pictures"] == NUM_PICTURES
+    paths = [Path(row["path"]) for row in rows_of(config.output)]
+    expected = predict(load_student(config.model), paths, accelerator=Accelerator(cpu=True))
+    np.testing.assert_allclose(numbers_of(rows_of(config.output)), expected, atol=2e-6)
 
 
 def test_a_finished_table_is_left_as_it_is(config, folder, tiny_student):
@@ -353,6 +432,73 @@ def test_processes_share_the_parts_and_give_the_same_files(config, folder, tmp_p
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split()[-2:] == ["failed", "2"]
     assert all_files(tmp_path / "a") == all_files(tmp_path / "b")
+
+
+def arguments_of(config: PredictConfig) -> list[str]:
+    return [
+        "-m", config.model, *config.inputs, "--output", config.output,
+        "--pictures_per_part", str(config.pictures_per_part),
+    ]  # fmt: skip
+
+
+def predict_by_two_ranks(*configs: PredictConfig) -> list[str]:
+    """What each says, once both have ended with exit code 2."""
+    ranks = launchers.start_ranks(list(map(arguments_of, configs)), "launch/predict.py", CUDA_VISIBLE_DEVICES="")
+    codes, outputs = launchers.wait_for_ranks(ranks)
+    assert codes == [2, 2], outputs
+    assert "Traceback" not in "".join(outputs)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"), [(None, "out.csv: is there already"), ("none", "none: no such folder")]
+)
+def test_a_mistake_ends_all_processes_and_is_told_once(config, model, complaint):
+    Path(config.output).write_text("not of a run")
+    refused = replace(config, model=model or config.model)
+    first, second = predict_by_two_ranks(refused, refused)
+    assert first.count(complaint) == 1
+    assert "xmodal: " not in second
+
+
+def test_what_is_wrong_on_one_process_alone_ends_all_and_the_first_tells_it(config, tmp_path, tiny_student):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_student, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 0.1 for name, tensor in weights.items()}, other / "model.safetensors")
+    first, second = predict_by_two_ranks(config, replace(config, model=str(other)))
+    assert "xmodal: rank 1: student: " in first
+    assert "xmodal: " not in second
+
+
+def test_what_is_wrong_amid_the_work_of_one_process_ends_the_others_before_their_next_part(
+    config, tmp_path, monkeypatch
+):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        (pictures / f"{number}.png").write_bytes(made_pictures.png(seed=number))
+    # Enough parts that the first process cannot be at its end before it learns of it.
+    begun = replace(config, inputs=[str(pictures)] * 200)
+
+    class Ended(BaseException):
+        pass
+
+    def end(*_):
+        raise Ended
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PredictionFiles, "write_part", end)
+        with pytest.raises(Ended):
+            predict_pictures(begun)
+    # A part of the second process, from when other pictures were there.
+    others = list(pictures_of([str(pictures)]))[:4]
+    PredictionFiles(config.output).write_part(1, others, np.full((4, 3), 1 / 3), {})
+    first, second = predict_by_two_ranks(begun, begun)
+    assert first.count("xmodal: rank 1: ") == 1
+    assert "the inputs held other pictures when it was written" in first
+    assert "xmodal: " not in second
+    assert 1 <= len(list(tmp_path.glob(".out.csv.parts/*.parquet"))) < 200
 
 
 def test_pictures_datasets_and_views_on_s3_are_predicted_and_the_table_may_lie_there(config, folder, view, monkeypatch):

@@ -114,5 +114,26 @@ def test_a_student_without_finite_outputs_is_told_from_pictures_that_failed():
         check_finite(diverged.is_finite)
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_told(tiny_student):
+    student = load_student(str(tiny_student))
+
+    def take_memory(module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        # Of each picture beyond four, more than any machine has: torch's own allocator refuses it.
+        torch.empty(max(0, len(arguments[0]) - 4) << 56, dtype=torch.uint8)
+
+    student.register_forward_pre_hook(take_memory)
+    predictor = Predictor(student, device=torch.device("cpu"))
+    assert len(list(predictor(batches(pictures(), 4)))) == 6
+    with pytest.raises(UserError, match="batch_size: a batch of 5 does not fit into memory"):
+        list(predictor(batches(pictures(), 5)))
+
+
+def test_another_error_of_torch_is_not_taken_for_a_lack_of_memory(tiny_student):
+    student = load_student(str(tiny_student))
+    student.register_forward_pre_hook(lambda module, arguments: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        Predictor(student, device=torch.device("cpu")).one(pictures()[0])
+
+
 def test_convolutions_are_predicted_in_smaller_batches_than_transformers(tiny_student):
     assert cpu_batch_size(load_student(str(tiny_student))) > cpu_batch_size(timm.create_model("resnet10t"))

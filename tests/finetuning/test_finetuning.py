@@ -318,6 +318,7 @@ def test_another_student_in_the_same_folder_is_told_and_not_given_the_results_of
         ("crossval", ["-m", "STUDENT", "-b", "BRIGHT", "--train.select", "kl"], "needs a part to validate on"),
         ("crossval", ["-m", "STUDENT", "-b", "BRIGHT", "--train.epoch", "3"], "train.epoch: no such setting"),
         ("crossval", ["-m", "STUDENT", "-b", "LOST"], "no such picture (1 of 2 are missing)"),
+        ("crossval", ["-m", "STUDENT", "-b", "BRIGHT", "--output=s3://b/a"], "output: 's3://b/a' must be a folder"),
         ("finetune-fi", ["-m", "STUDENT", "-b", "LOST"], "splits: there are none"),
         (
             "finetune-fi",
@@ -334,5 +335,5 @@ def test_a_mistake_is_told_before_anything_begins(verb, given, complaint, beginn
     )
     known = {"STUDENT": str(beginner), "BRIGHT": str(bright), "LOST": str(lost)}
     output = tmp_path / "output"
-    assert_told([verb, *(known.get(one, one) for one in given), f"--output={output}"], capsys, complaint)
+    assert_told([verb, f"--output={output}", *(known.get(one, one) for one in given)], capsys, complaint)
     assert not output.exists()

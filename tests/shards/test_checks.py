@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shards.checks import require_range
+from shards.checks import require_folder, require_range
 from shards.errors import ConfigError
 
 
@@ -30,3 +30,10 @@ def test_bounds_hold_and_the_rule_says_them(bounds, good, bad, rule):
 def test_what_is_no_finite_number_is_never_allowed(value):
     with pytest.raises(ConfigError, match=r"first: .* must be a finite number"):
         require_range(SimpleNamespace(first=value), "first", least=0)
+
+
+def test_a_folder_is_no_url():
+    require_folder(SimpleNamespace(output="runs/a", empty=""), "output", "empty")
+    for url in ("s3://bucket/a", "file:///a"):
+        with pytest.raises(ConfigError, match=r"output: .* must be a folder, not a URL"):
+            require_folder(SimpleNamespace(output=url), "output")

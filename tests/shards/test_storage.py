@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from unreadable import make_too_deep, without_rights
 
 from shards.errors import ConfigError, UserError
-from shards.storage import TEMPORARY_PREFIX, LocalStorage, open_storage
+from shards.storage import TEMPORARY_PREFIX, LocalStorage, open_folder_of, open_storage
 
 
 def commit(storage: LocalStorage, name: str, content: bytes) -> bool:
@@ -35,6 +36,41 @@ def test_objects_of_folders_below_are_listed_in_the_same_order_each_time(storage
     (storage.folder / "b" / "circle").symlink_to(storage.folder)
     assert list(storage.names_below()) == ["a.jpg", "b/c/y.jpg", "b/x.jpg", "z.jpg"]
     assert storage.read("b/c/y.jpg") == b""
+
+
+def test_what_is_in_a_folder_comes_where_the_folders_own_name_does(storage: LocalStorage) -> None:
+    # A dot comes before a slash: by their whole paths they would be in another order.
+    for name in ("a.jpg", "a/x.jpg", "a-/x.jpg"):
+        (storage.folder / name).parent.mkdir(exist_ok=True)
+        (storage.folder / name).write_bytes(b"")
+    assert list(storage.names_below()) == ["a/x.jpg", "a-/x.jpg", "a.jpg"]
+
+
+def test_a_folder_below_that_cannot_be_listed_is_named_and_does_not_hide_the_others(
+    storage: LocalStorage, public_folder: Path
+) -> None:
+    deep = make_too_deep(storage.folder / "b")
+    for name in ("a", "c"):
+        storage.replace(name, b"")
+    assert list(storage.names_below()) == ["a", f"{deep}/", "c"]
+
+    for name in ("a/x", "b/x", "c/x"):
+        (public_folder / name).parent.mkdir()
+        (public_folder / name).write_bytes(b"")
+    (public_folder / "b").chmod(0o300)
+    with without_rights():
+        assert list(LocalStorage(public_folder).names_below()) == ["a/x", "b/", "c/x"]
+        # Of the folder itself nothing else could be said.
+        with pytest.raises(PermissionError):
+            list(LocalStorage(public_folder / "b").names_below())
+
+
+def test_a_link_that_cannot_be_followed_is_named_and_reading_it_says_why(storage: LocalStorage) -> None:
+    (storage.folder / "circle.jpg").symlink_to("circle.jpg")
+    (storage.folder / "nowhere.jpg").symlink_to("none")
+    assert list(storage.names_below()) == ["circle.jpg"]
+    with pytest.raises(OSError, match="Too many levels"):
+        storage.read("circle.jpg")
 
 
 def test_a_second_commit_is_told_so_and_leaves_the_first_ones_bytes(storage: LocalStorage) -> None:
@@ -301,3 +337,26 @@ def test_an_error_comes_whole_out_of_another_process(error: UserError) -> None:
     assert type(other) is type(error)
     assert vars(other) == vars(error)
     assert str(other) == str(error)
+
+
+def test_a_file_lies_in_the_folder_of_its_path_which_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, folder in (
+        ("a.json", Path()),
+        ("new/folder/a.json", Path("new/folder")),
+        (tmp_path / "p" / "a.json", tmp_path / "p"),
+        (f"file://{tmp_path}/q/a.json", tmp_path / "q"),
+        ("/a.json", Path("/")),
+        ("file:///a.json", Path("/")),
+    ):
+        storage, name = open_folder_of(file)
+        assert (storage.url, name) == (str(folder), "a.json")
+        assert folder.is_dir()
+
+
+@pytest.mark.parametrize("file", ["", "folder/", "s3://bucket", "s3://bucket/prefix/", "file://", "gs://bucket/a"])
+def test_what_names_no_file_is_told_and_makes_no_folder(file: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"names no file|storage scheme 'gs' is not supported"):
+        open_folder_of(file)
+    assert not list(tmp_path.iterdir())

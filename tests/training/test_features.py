@@ -17,9 +17,13 @@ from shards.storage import LocalStorage
 from shards.stream import EvalStream, StreamConfig
 from shards.view import open_view
 from xmodal.students import StudentConfig, create_student, input_spec, load_student
+from xmodal.training.config import TrainConfig
+from xmodal.training.engine import frozen_backbone
 from xmodal.training.feature_store import FeatureStore, backbone_fingerprint, picture_ids
 from xmodal.training.features import Features, read_features, require_linear_classifier
 from xmodal.training.metrics_file import read_metrics
+from xmodal.training.preparation import prepare
+from xmodal.training.ranks import Ranks
 
 RECIPE = (
     "--epochs=4", "--frozen_epochs=3", "--augment.min_crop_area=1", "--augment.max_crop_aspect=1",
@@ -136,3 +140,30 @@ def test_a_student_whose_classifier_is_no_linear_layer_is_refused():
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
     with pytest.raises(UserError, match="keep_features: the classifier of deit"):
         require_linear_classifier(model, "deit")
+
+
+@pytest.mark.parametrize("keep_features", [False, True])
+def test_dropout_that_frozen_epochs_leave_out_is_told(small_view, tmp_path, caplog, keep_features):
+    view = open_view(str(small_view))
+    config = TrainConfig(
+        view=str(small_view),
+        output=str(tmp_path),
+        student=StudentConfig(
+            model="vit_tiny_patch16_224", pretrained=False, model_args={**MODEL_ARGS, "drop_rate": 0.5}
+        ),
+        stream=StreamConfig(num_lanes=8, num_workers=0),
+        global_batch_size=16,
+        frozen_epochs=2,
+        keep_features=keep_features,
+    )
+    alone = Ranks(rank=0, local_rank=0, world_size=1)
+    model = prepare(config, view, alone).model.train()
+    assert caplog.messages == ["drop_rate of student.model_args has no effect in the 2 frozen epochs"]
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(model(pixels), model(pixels))
+    with frozen_backbone(model):
+        assert torch.equal(model(pixels), model(pixels))
+    caplog.clear()
+    prepare(replace(config, frozen_epochs=0, keep_features=False), view, alone)
+    prepare(replace(config, student=replace(config.student, model_args=MODEL_ARGS)), view, alone)
+    assert not caplog.messages

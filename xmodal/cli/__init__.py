@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from shards.errors import UserError
+from shards.errors import ToldElsewhereError, UserError
 from xmodal.cli.data import curate, forget, shards, view
 from xmodal.cli.judging import benchmarks, evaluate, explain, predict, table
 from xmodal.cli.labelling import agree, calibrate, collect, label
@@ -40,6 +40,8 @@ def run_verb(verb: Callable[[list[str]], int | None], arguments: Sequence[str]) 
     _start_logging()
     try:
         return verb(list(arguments)) or 0
+    except ToldElsewhereError:
+        return 2
     except UserError as error:
         print(f"xmodal: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shards.checks import require_range
+from shards.checks import require_folder, require_range
 from shards.errors import ConfigError
 from xmodal.collecting.arrivals import Arrival, Source
 from xmodal.collecting.files import FilesConfig, PostFiles, open_files
@@ -54,6 +54,7 @@ class CollectConfig:
     """A line with counts and rate is logged so often."""
 
     def __post_init__(self) -> None:
+        require_folder(self, "folder")
         require_range(self, "max_posts", "max_seconds", least=0)
         require_range(self, "progress_seconds", above=0)
         if not self.folder:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from shards.checks import require_range
+from shards.checks import require_folder, require_range
 from shards.dataset import shard_names
 from shards.errors import UserError
 from shards.index import read_index
@@ -72,6 +72,7 @@ class DemoConfig:
     """
 
     def __post_init__(self) -> None:
+        require_folder(self, "output")
         require_range(self, "port", least=1, most=65535)
         require_range(self, "num_posts", "epochs", least=0)
         require_range(self, "num_ranks", least=1)

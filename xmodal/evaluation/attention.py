@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from shards.errors import UserError
+from xmodal.evaluation.predictor import check_finite
 
 Method = Literal["rollout", "gradient", "grad_cam"]
 
@@ -66,12 +67,13 @@ def look(student: torch.nn.Module, inputs: torch.Tensor, *, label: int | None, m
     `label` is the class that is asked for, None for the predicted one. Without a `method` it is rollout for a
     transformer, and gradients where a class is asked for, which rollout knows nothing of; Grad-CAM (Selvaraju et al.
     2017) for what has a feature map at its end and no attention between all patches. Raises UserError where the method
-    is not one for this student.
+    is not one for this student, and where its outputs are no finite numbers.
     """
     with torch.enable_grad(), readable_attention(student) as read:
         features = student.forward_features(inputs)  # type: ignore[operator]
         logits = student.forward_head(features)[0]  # type: ignore[operator]
     probabilities = logits.detach().double().softmax(dim=0).cpu().numpy()
+    check_finite(bool(np.isfinite(probabilities).all()))
     asked = logits[int(logits.argmax()) if label is None else label]
     grid = _patch_grid(student, read)
     if grid is None:

@@ -15,11 +15,10 @@ from accelerate import Accelerator
 
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
-from shards.storage import LocalStorage
 from xmodal.benchmarks import Benchmark, MissingPicturesError, load_benchmark
 from xmodal.evaluation.compare import Comparison, compare
 from xmodal.evaluation.metrics import metrics_of, with_intervals
-from xmodal.evaluation.output_files import check_output_file, write_json
+from xmodal.evaluation.output_files import check_output_file, open_output_folder, write_json
 from xmodal.evaluation.predict import predict
 from xmodal.evaluation.table import Row
 from xmodal.labels import CLASSES
@@ -41,10 +40,10 @@ class EvaluateConfig:
     tta: Literal["none", "flip"] = "none"
     """`flip`: the mean of the probabilities of each picture and its mirror image (test-time augmentation)."""
     output: str | None = None
-    """Folder for predictions-NAME.csv, in a folder for each model where there are several; by default none are
-    written."""
+    """Folder, or s3:// prefix, for predictions-NAME.csv, in a folder for each model where there are several; by default
+    none are written."""
     json: str | None = None
-    """File for the metrics as JSON."""
+    """File for the metrics as JSON; on s3:// too, as the page."""
     html: str | None = None
     """File for a page with the metrics, reliability and confusion figures."""
     format: Literal["text", "markdown", "csv", "json"] = "text"
@@ -109,7 +108,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises UserError for a folder that is no student, a benchmark that cannot be read, or an output that cannot be
     written: before any picture is looked at.
     """
-    output = LocalStorage(config.output, create=True) if config.output else None
+    models = short_names(config.models)
+    if config.output:
+        _check_folders(models)
+    output = open_output_folder(config.output) if config.output else None
     check_output_file("json", config.json)
     check_output_file("html", config.html)
     benchmarks = [_load(name, config) for name in config.benchmarks]
@@ -122,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         load_student(model)  # so that a wrong one is told now, not after hours of work with the others
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     judgements: list[Judgement] = []
-    for number, (folder, model) in enumerate(zip(config.models, short_names(config.models), strict=True)):
+    for number, (folder, model) in enumerate(zip(config.models, models, strict=True)):
         student = load_student(folder) if number else student
         for benchmark in benchmarks:
             probabilities = _predict(student, benchmark, config, accelerator)
@@ -131,7 +133,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             metrics = score(benchmark, probabilities, num_draws=config.num_draws, seed=config.seed)
             judgements.append(Judgement(model=model, benchmark=benchmark, probabilities=probabilities, metrics=metrics))
             if output:
-                of_model = output.below(_file_name(model), create=True) if len(config.models) > 1 else output
+                of_model = output.below(_folder_name(model), create=True) if len(config.models) > 1 else output
                 of_model.replace(f"predictions-{benchmark.config.name}.csv", predictions_csv(benchmark, probabilities))
     evaluation = Evaluation(judgements=judgements, comparisons=_comparisons(judgements, config))
     if accelerator.is_main_process and config.json:
@@ -225,5 +227,17 @@ def _comparisons(judgements: Sequence[Judgement], config: EvaluateConfig) -> lis
     ]
 
 
-def _file_name(model: str) -> str:
+def _check_folders(models: Sequence[str]) -> None:
+    """Raise UserError where the predictions of two models would overwrite each other."""
+    by_folder: dict[str, str] = {}
+    for model in models:
+        other = by_folder.setdefault(_folder_name(model), model)
+        if other != model:
+            raise UserError(
+                f"output: {other} and {model} would both have their predictions in {_folder_name(model)}",
+                "give one of them by another path or name, or evaluate them one by one, each with its own output",
+            )
+
+
+def _folder_name(model: str) -> str:
     return model.strip("/").replace("/", "-")

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
 import torch
@@ -14,9 +14,10 @@ from shards.augment import eval_box, eval_pixels
 from shards.batches import Normaliser
 from shards.decode import UndecodableImageError, decode_rgb
 from shards.errors import ConfigError
-from shards.storage import LocalStorage
+from shards.storage import LocalStorage, Storage
 from xmodal.evaluation.attention import Look, look
 from xmodal.evaluation.heat_map import heat_map
+from xmodal.evaluation.output_files import open_output_folder
 from xmodal.evaluation.pictures import Picture, check_inputs, pictures_of
 from xmodal.labels import CLASSES
 from xmodal.students import InputSpec, input_spec, load_student
@@ -42,7 +43,7 @@ class ExplainConfig:
     inputs: list[str]
     """Files, folders, views, datasets, patterns of tars; each local or on s3://."""
     output: str = "explained"
-    """Folder for NAME.explained.png of each picture."""
+    """Folder, or s3:// prefix, for NAME.explained.png of each picture."""
     method: Literal["rollout", "gradient"] | None = None
     """`rollout`: where the attention went, whatever the class; `gradient`: weighted by what it did to a class. By
     default rollout, and gradient where a class is asked for. Convolutional networks have Grad-CAM for gradient."""
@@ -58,8 +59,8 @@ class ExplainConfig:
             raise ConfigError("label", self.label, "has no effect on rollout, which knows no classes")
 
 
-def explain(config: ExplainConfig) -> tuple[list[Path], int]:
-    """Write a PNG for each picture; returns them, and how many pictures could not be read.
+def explain(config: ExplainConfig) -> tuple[list[str], int]:
+    """Write a PNG for each picture; returns where they are, and how many pictures could not be read.
 
     Raises UserError for what is no student, or none that can be explained so, and an input that holds no picture.
     """
@@ -69,12 +70,12 @@ def explain(config: ExplainConfig) -> tuple[list[Path], int]:
     spec = input_spec(student)
     normalise = Normaliser(spec.mean, spec.std)
     check_inputs(config.inputs, config.split)
-    output = LocalStorage(config.output, create=True)
-    written: list[Path] = []
+    output = open_output_folder(config.output)
+    written: list[str] = []
     names: set[str] = set()
     num_failures = 0
     for picture in pictures_of(config.inputs, config.split):
-        if _was_written(picture, output.folder):
+        if _was_written(picture, output):
             continue
         try:
             content = picture.read()
@@ -88,7 +89,7 @@ def explain(config: ExplainConfig) -> tuple[list[Path], int]:
         found = look(student, inputs, label=label, method=config.method)
         name = _name(picture, names)
         output.replace(name, explained_png(content, found, spec, label))
-        written.append(output.folder / name)
+        written.append(f"{output.url.rstrip('/')}/{name}")
     return written, num_failures
 
 
@@ -109,11 +110,13 @@ def caption(found: Look, label: int | None) -> Sequence[str]:
     return said, f"{_METHODS[found.method]}{of}"
 
 
-def _was_written(picture: Picture, output: Path) -> bool:
+def _was_written(picture: Picture, output: Storage) -> bool:
     """Whether it is what an explanation was written to, which may lie in a folder that is an input."""
-    if not picture.name.endswith(_SUFFIX) or not isinstance(picture.storage, LocalStorage):
+    if not picture.name.endswith(_SUFFIX):
         return False
-    return (picture.storage.folder / picture.name).resolve().is_relative_to(output.resolve())
+    if isinstance(picture.storage, LocalStorage) and isinstance(output, LocalStorage):
+        return (picture.storage.folder / picture.name).resolve().is_relative_to(output.folder.resolve())
+    return f"{picture.storage.url}/{picture.name}".startswith(f"{output.url}/")
 
 
 def _name(picture: Picture, taken: set[str]) -> str:

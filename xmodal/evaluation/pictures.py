@@ -1,8 +1,10 @@
-"""What a user names → pictures, one after the other, in the same order each time, in memory that does not grow.
+"""What a user names → pictures, one after the other, in the same order each time.
 
 Files, folders, `s3://` prefixes and objects, tars of samples (a dataset, or a pattern as webdataset takes it), views.
+What memory holds is a view's table, the index of one tar, and the names in one local folder and in those above it.
 """
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,11 +14,13 @@ from itertools import islice
 import pyarrow as pa
 
 from shards.errors import UserError
-from shards.index import DamagedTarError, read_index
+from shards.index import DamagedTarError, index_name, read_index
 from shards.inspection import find_shards
 from shards.storage import CorruptObjectError, Storage, open_storage
 from shards.view import open_view
 from xmodal.benchmarks import PICTURE_SUFFIXES
+
+log = logging.getLogger(__name__)
 
 _PLACES = ["key", "image_offset", "image_length", "image_crc32"]
 _MAX_CORRUPT_READS = 3
@@ -28,7 +32,9 @@ _NAMES_LOOKED_AT = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A picture that an input holds, to be read when its turn comes; also a tar that cannot be read, as a failure."""
+    """A picture that an input holds, to be read when its turn comes; also, as a failure, a tar that cannot be read, and
+    a folder that cannot be listed.
+    """
 
     path: str
     """A file, an object's URL, or the tar that the picture is in; of a name that is not UTF-8, what can be written."""
@@ -40,7 +46,7 @@ class Picture:
     place: tuple[int, int, int] | None = None
     """Offset, length and crc32 in the tar; None for a whole object."""
     damage: str | None = None
-    """What of a tar is known to be wrong."""
+    """What of a tar or a folder is known to be wrong."""
 
     @property
     def is_remote(self) -> bool:
@@ -72,13 +78,25 @@ def pictures_of(inputs: Sequence[str], split: str | None = None) -> Iterator[Pic
 
 
 def check_inputs(inputs: Sequence[str], split: str | None = None) -> None:
-    """Raise UserError for an input that holds no picture. It is looked at as far as its first."""
+    """Raise UserError for an input that holds no picture. It is looked at as far as its first.
+
+    Of a folder with both tars and other pictures it is told which of them are left out.
+    """
     for one in inputs:
-        if next(_pictures_of(one, split), None) is None:
+        if next(_pictures_of(one, split, tell=True), None) is None:
             raise UserError(f"{one}: no picture lies there", f"pictures end with {', '.join(sorted(PICTURE_SUFFIXES))}")
 
 
-def _pictures_of(url: str, split: str | None) -> Iterator[Picture]:
+def _pictures_of(url: str, split: str | None, *, tell: bool = False) -> Iterator[Picture]:
+    try:
+        return _open(url, split, tell=tell)
+    except OSError as error:
+        raise UserError(
+            f"{url}: cannot be looked into: {error.strerror or error}", "see to its permissions, or leave it out"
+        ) from error
+
+
+def _open(url: str, split: str | None, *, tell: bool) -> Iterator[Picture]:
     url = url.removeprefix("file://")
     is_here = "://" not in url
     if is_here and not url.endswith(".tar") and not os.path.isfile(url) and not os.path.isdir(url):
@@ -100,10 +118,25 @@ def _pictures_of(url: str, split: str | None) -> Iterator[Picture]:
     storage = open_storage(url)
     if storage.exists(_VIEW_FILE):
         return _in_view(url, split)
+    return _in_shards(url) if _is_dataset(storage, tell=tell) else _in_folder(storage)
+
+
+def _is_dataset(storage: Storage, *, tell: bool) -> bool:
+    """Whether it is tars of samples that a folder is about: they have an index, or there are no pictures but in them.
+
+    Where there are both, what is left out is told, if that is wanted.
+    """
     # A prefix of millions of pictures is not listed to its end only to find that no tar is among them.
-    if any(name.endswith(".tar") and "/" not in name for name in islice(storage.names_below(), _NAMES_LOOKED_AT)):
-        return _in_shards(url)
-    return _in_folder(storage)
+    names = set(islice(storage.names_below(), _NAMES_LOOKED_AT))
+    tars = [name for name in names if name.endswith(".tar") and "/" not in name]
+    if not tars or not any(map(_is_picture, names)):
+        return bool(tars)
+    is_dataset = any(index_name(tar) in names for tar in tars)
+    if tell:
+        left_out = "the pictures that are in none of its tars" if is_dataset else "its tars, which have no index,"
+        kind = "a dataset" if is_dataset else "a folder of pictures"
+        log.warning("%s: read as %s; %s are left out: to have them, name them too", storage.url, kind, left_out)
+    return is_dataset
 
 
 def _is_view(url: str) -> bool:
@@ -113,8 +146,11 @@ def _is_view(url: str) -> bool:
 
 def _in_folder(storage: Storage) -> Iterator[Picture]:
     for name in storage.names_below():
-        if _is_picture(name):
-            yield Picture(path=_text(f"{storage.url}/{name}"), storage=storage, name=name)
+        path = _text(f"{storage.url}/{name}")
+        if name.endswith("/"):
+            yield Picture(path=path, storage=storage, name=name, damage="this folder cannot be listed")
+        elif _is_picture(name):
+            yield Picture(path=path, storage=storage, name=name)
 
 
 def _in_shards(url: str) -> Iterator[Picture]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from shards.decode import UndecodableImageError, to_rgb
 from shards.errors import UserError
-from xmodal.evaluation.predictor import Predictions, Predictor, cpu_batch_size
+from xmodal.evaluation.predictor import Predictions, Predictor, check_finite, cpu_batch_size
 from xmodal.labels import CLASSES
 from xmodal.students import load_student
 
@@ -42,7 +42,7 @@ class StudentPipeline:
         """The scores of one picture; of a list, a list of each one's; of an iterator, an iterator of them.
 
         The latter takes pictures as they are needed, so there may be any number. A `batch_size` of 0 is one that suits
-        the device. Raises UserError for what is no picture.
+        the device. Raises UserError for what is no picture, and for a student whose outputs are no finite numbers.
         """
         if isinstance(pictures, _ONE):
             return _scores(self.probabilities(pictures)[0])
@@ -101,11 +101,15 @@ class _Given:
 
 
 def _check(predictions: Predictions[_Given], first: int) -> None:
-    """Raise UserError for the first of a batch that is no picture; `first` is the number of the batch's first."""
+    """Raise UserError for the first of a batch that is no picture, and for a student whose outputs are no numbers.
+
+    `first` is the number of the batch's first.
+    """
     for place, why in sorted(predictions.failures.items()):
         picture = predictions.pictures[place].picture
         which = picture if isinstance(picture, str | os.PathLike) else f"picture {first + place}"
         raise UserError(f"{which}: is no picture: {why}", "leave it out, or give another")
+    check_finite(predictions.is_finite)
 
 
 def _scores(probabilities: np.ndarray) -> Scores:

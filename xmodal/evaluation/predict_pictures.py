@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -14,12 +14,13 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from shards.checks import require_range
-from shards.errors import ConfigError
+from shards.errors import ConfigError, UserError
 from xmodal.evaluation.pictures import Picture, check_inputs, pictures_of
 from xmodal.evaluation.predict import found_batch_size
 from xmodal.evaluation.prediction_files import PredictionFiles
 from xmodal.evaluation.predictor import Predictor, check_finite
 from xmodal.students import load_student, student_fingerprint
+from xmodal.training.mistakes import another_has_failed, by_all, by_first
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class PredictConfig:
     tta: Literal["none", "flip"] = "none"
     """`flip`: the mean of the probabilities of each picture and its mirror image (test-time augmentation)."""
     batch_size: int = 0
-    """Pictures of one forward pass of a process; 0: what is fastest and fits into memory, within reason."""
+    """Pictures of one forward pass of a process; 0: what is fastest and fits into memory, within reason. A run may go
+    on with another one."""
     num_workers: int = 0
     """Threads of a process that read, decode and, on a CPU, predict; 0: one for each of its cores."""
     pictures_per_part: int = 1024
@@ -59,43 +61,48 @@ class PredictConfig:
 def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
     """Predict, or go on where a run that asked for the same was ended; returns the summary that lies beside the table.
 
-    Processes of one job, as torchrun starts them, share the parts; all but the first return None. Raises UserError for
-    what is no student, an input that holds no picture, and an output that is of something else: before any picture is
-    predicted.
+    Processes of one job, as torchrun starts them, share the parts; all but the first return None. Raises UserError, on
+    all of them, for what is no student, an input that holds no picture, and an output that is of something else, before
+    any picture is predicted; and for what any of them meets later.
     """
-    files = PredictionFiles(config.output)
-    student = load_student(config.model)
-    check_inputs(config.inputs, config.split)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)]
     )
+    files, student = by_all(lambda: (PredictionFiles(config.output), load_student(config.model)))
+    by_first(lambda: check_inputs(config.inputs, config.split))
     predictor = Predictor(student, device=accelerator.device, num_threads=config.num_workers, flip=config.tta == "flip")
+    # Not the batch size: a run may go on where there is less memory, and it changes rounding alone.
     asked: dict[str, Any] = {
         "student": student_fingerprint(student),
         "inputs": config.inputs,
         "split": config.split,
         "tta": config.tta,
         "pictures_per_part": config.pictures_per_part,
-        **({"batch_size": config.batch_size} if config.batch_size else {}),
     }
-    chosen = {}
-    if not config.batch_size:
-        chosen["batch_size"] = found_batch_size(student, config.pictures_per_part, accelerator)
-    with accelerator.main_process_first():
-        asked = files.begin(asked, chosen)
-    summary = files.summary()
+    of_first, summary = by_first(lambda: (asked, files.begin(asked)))
+    by_all(lambda: _require_same(of_first, asked))
     if summary is None:
-        with files.noticing_another_run():
-            num_parts = predict_parts(files, predictor, config, asked["batch_size"], accelerator)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                summary = files.finish(num_parts, asked)
+        batch_size = config.batch_size or by_all(
+            lambda: found_batch_size(student, config.pictures_per_part, accelerator)
+        )
+        num_parts = by_all(lambda: predict_parts(files, predictor, config, batch_size, accelerator))
+        summary = by_first(lambda: files.finish(num_parts, asked))
     elif accelerator.is_main_process:
         log.info("%s: all was predicted before", config.output)
         files.remove_parts()
     is_main_process = accelerator.is_main_process
     accelerator.end_training()
     return summary if is_main_process else None
+
+
+def _require_same(of_first: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise UserError where this process was asked for something else than the first one."""
+    for name, value in asked.items():
+        if of_first[name] != value:
+            raise UserError(
+                f"{name}: {value}, but {of_first[name]} on the first process",
+                "give all processes the same settings, and the same student",
+            )
 
 
 class _Part:
@@ -111,7 +118,10 @@ class _Part:
 def predict_parts(
     files: PredictionFiles, predictor: Predictor, config: PredictConfig, batch_size: int, accelerator: Accelerator
 ) -> int:
-    """Predict and write what is this process's and is not there; returns how many parts there are of all."""
+    """Predict and write what is this process's and is not there; returns how many parts there are of all.
+
+    Begins no other part once another process has failed; then the number is none.
+    """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     begun: deque[_Part] = deque()
     num_parts = 0
@@ -121,23 +131,28 @@ def predict_parts(
         remaining = pictures_of(config.inputs, config.split)
         while pictures := list(islice(remaining, config.pictures_per_part)):
             number, num_parts = num_parts, num_parts + 1
-            if number % world_size != rank or files.has_part(number, pictures):
+            if number % world_size != rank:
+                continue
+            if another_has_failed():
+                return
+            if files.has_part(number, pictures):
                 continue
             begun.append(_Part(number, len(pictures)))
             for start in range(0, len(pictures), batch_size):
                 yield pictures[start : start + batch_size]
 
     progress = _Progress()
-    for batch in predictor(batches()):
-        check_finite(batch.is_finite)
-        part = begun[0]
-        part.failures |= {len(part.pictures) + place: why for place, why in batch.failures.items()}
-        part.pictures += batch.pictures
-        part.probabilities.append(batch.probabilities)
-        progress.add(batch.pictures, batch.failures)
-        if len(part.pictures) == part.num_pictures:
-            files.write_part(part.number, part.pictures, np.concatenate(part.probabilities), part.failures)
-            begun.popleft()
+    with files.noticing_another_run():
+        for batch in predictor(batches()):
+            check_finite(batch.is_finite)
+            part = begun[0]
+            part.failures |= {len(part.pictures) + place: why for place, why in batch.failures.items()}
+            part.pictures += batch.pictures
+            part.probabilities.append(batch.probabilities)
+            progress.add(batch.pictures, batch.failures)
+            if len(part.pictures) == part.num_pictures:
+                files.write_part(part.number, part.pictures, np.concatenate(part.probabilities), part.failures)
+                begun.popleft()
     return num_parts
 
 

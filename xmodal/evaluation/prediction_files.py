@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
-from shards.storage import LocalStorage, open_storage, told_to_user
+from shards.storage import LocalStorage, open_folder_of, told_to_user
 from xmodal.evaluation.pictures import Picture
 from xmodal.labels import CLASSES
 
@@ -43,33 +43,32 @@ class PredictionFiles:
 
     def __init__(self, output: str) -> None:
         """Of the table `output`, local or on s3. Raises UserError where no table can be."""
-        folder, slash, self.name = output.rpartition("/")
-        if PurePosixPath(self.name).suffix not in SUFFIXES:
+        if PurePosixPath(output).suffix not in SUFFIXES:
             raise UserError(f"output: {output}: ends with none of {', '.join(SUFFIXES)}", "give it one of these")
         self.url = output
-        self._storage = open_storage(folder or slash or ".", create=True)
+        self._storage, self.name = open_folder_of(output)
         self._parts = self._storage.below(f".{self.name}.parts")
         self.failures_name, self._summary_name = f"{self.name}.failures.jsonl", f"{self.name}.summary.json"
 
-    def begin(self, asked: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Begin, or go on with a run that asked for the same: both together, as that one has them.
+    def begin(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Begin, or go on with a run that asked for the same; the summary of one that was finished, else None.
 
-        What was `chosen` for the user may have been chosen otherwise then. Raises UserError where the run before asked
-        for something else.
+        Raises UserError where the run before asked for something else, and where the table is there and is none of a
+        run.
         """
-        finished = self.summary()
+        finished = self._summary()
         if finished:
             self._compare(finished["asked"], asked, self.url)
-            return finished["asked"]
+            return finished
         self._parts = self._storage.below(f".{self.name}.parts", create=True)
         if not self._parts.exists(_ASKED):
             temporary = self._parts.new_temporary(_ASKED)
             with told_to_user(temporary.parent):
-                temporary.write_text(json.dumps({**asked, **chosen}, indent=2) + "\n")
+                temporary.write_text(json.dumps(dict(asked), indent=2) + "\n")
             self._parts.commit(temporary, _ASKED)
         before = parse_json_object(self._parts.read(_ASKED), f"{self._parts.url}/{_ASKED}", f"remove {self._parts.url}")
         self._compare(before, asked, self._parts.url)
-        return before
+        return None
 
     @contextmanager
     def noticing_another_run(self) -> Iterator[None]:
@@ -83,8 +82,7 @@ class PredictionFiles:
                 f"{self.url}: another run of the same has made it", "the same command again says what is in it"
             ) from error
 
-    def summary(self) -> dict[str, Any] | None:
-        """What a finished run left, None before. Raises UserError where the table is there and is none of a run."""
+    def _summary(self) -> dict[str, Any] | None:
         if not self._storage.exists(self.name):
             return None
         try:
@@ -140,6 +138,10 @@ class PredictionFiles:
 
     def finish(self, num_parts: int, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Make the table, failures and summary of the parts visible; the parts go away. Returns the summary."""
+        with self.noticing_another_run():
+            return self._finish(num_parts, asked)
+
+    def _finish(self, num_parts: int, asked: Mapping[str, Any]) -> dict[str, Any]:
         for number in range(num_parts):
             if not self._parts.exists(_part_name(number)):
                 raise UserError(f"{self._parts.url}: lacks part {number}", "the same command again makes it")

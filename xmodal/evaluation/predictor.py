@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from shards.augment import eval_pixels
 from shards.batches import Normaliser
@@ -114,14 +115,18 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, pixels: torch.Tensor) -> np.ndarray:
-        """uint8 `(n, 3, size, size)` → float64 `(n, 3)`; NaN and infinities where the student's outputs are such."""
+        """uint8 `(n, 3, size, size)` → float64 `(n, 3)`; NaN and infinities where the student's outputs are such.
+
+        Raises UserError where so many pictures do not fit into memory.
+        """
         if not hasattr(self._own, "normalise"):
             self._own.normalise = Normaliser(self.spec.mean, self.spec.std)  # its memory is not to be shared
-        inputs = self._own.normalise(pixels.to(self.device, non_blocking=True))
-        predicted = self.student(inputs).float().softmax(dim=1)
-        if self.flip:
-            predicted = (predicted + self.student(inputs.flip(-1)).float().softmax(dim=1)) / 2
-        return predicted.double().cpu().numpy()
+        with _told_of_memory(len(pixels)):
+            inputs = self._own.normalise(pixels.to(self.device, non_blocking=True))
+            predicted = self.student(inputs).float().softmax(dim=1)
+            if self.flip:
+                predicted = (predicted + self.student(inputs.flip(-1)).float().softmax(dim=1)) / 2
+            return predicted.double().cpu().numpy()
 
     @property
     def _num_ahead(self) -> int:
@@ -189,6 +194,20 @@ def check_finite(is_finite: bool) -> None:
             "student: its outputs are no finite numbers",
             "its training diverged, or its weights are damaged: train it anew",
         )
+
+
+@contextmanager
+def _told_of_memory(num_pictures: int) -> Iterator[None]:
+    """Turn what torch raises where memory ends, of a GPU or of the machine, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise UserError(
+            f"batch_size: a batch of {num_pictures} does not fit into memory",
+            "give a smaller batch_size, or 0 to have it found, or see what else takes memory there",
+        ) from error
 
 
 def _without(probabilities: np.ndarray, failures: dict[int, str]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.checks import require_range
+from shards.checks import require_folder, require_range
 from shards.errors import ConfigError
 from xmodal.evaluation.folds import FOLD_SEED, NUM_FOLDS
 from xmodal.students import StudentConfig
@@ -69,6 +69,7 @@ class FinetuneConfig:
     or cut as the student takes them."""
 
     def __post_init__(self) -> None:
+        require_folder(self, "output")
         require_range(self, "num_draws", least=1)
         require_range(self, "batch_size", "num_workers", "seed", least=0)
 

@@ -45,8 +45,9 @@ from xmodal.finetuning.summary import Summary, read_predictions, summarise
 from xmodal.students import has_mlp_head, input_spec, load_student, student_fingerprint, student_folder
 from xmodal.training.config import TrainConfig
 from xmodal.training.job import joined_ranks
+from xmodal.training.mistakes import by_first
 from xmodal.training.pinned_config import check_pinned_config, pin_config
-from xmodal.training.ranks import Ranks, limit_waiting
+from xmodal.training.ranks import limit_waiting
 from xmodal.training.train import train_within
 
 log = logging.getLogger(__name__)
@@ -132,15 +133,16 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
     check_pinned_config(folder, config, MAY_CHANGE)
     train = division_config(config, benchmark, folder)
     with joined_ranks(train.peer_timeout) as ranks, ExitStack() as held:
-        _by_first(ranks, lambda: held.enter_context(_locked(folder)))
+        by_first(lambda: held.enter_context(_locked(folder)))
         limit_waiting(_PREPARING_SECONDS)
-        _by_first(ranks, lambda: _prepare(config, benchmark, divide, folder))
+        by_first(lambda: _prepare(config, benchmark, divide, folder))
         limit_waiting(train.peer_timeout)
         divisions = read_divisions(folder, benchmark)
         # Where no launcher has set it, Accelerate would, with a warning, to what torch has by itself.
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         accelerator = held.enter_context(_accelerator())
-        for number in _left_to_do(divisions, folder, ranks):
+        # By the first rank for all: others may see an older listing.
+        for number in by_first(lambda: _left_to_do(divisions, folder)):
             name = divisions.names[number]
             log.info("%s of %d", name, len(divisions.names))
             if not train_within(replace(train, view=str(folder / name / "view"), output=str(folder / name)), ranks):
@@ -161,7 +163,7 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
     )
     write_json(folder / "result.json", summary.to_json())
     if config.json:
-        write_json(Path(config.json), {benchmark.config.name: summary.held_out})
+        write_json(config.json, {benchmark.config.name: summary.held_out})
     return Outcome(is_finished=True, summary=summary)
 
 
@@ -187,19 +189,6 @@ def division_config(config: FinetuneConfig, benchmark: Benchmark, folder: Path) 
         loss=replace(train.loss, neutral="kept") if benchmark.config.has_neutral else train.loss,
         stop_file=train.stop_file or str(folder / "stop"),
     )
-
-
-def _by_first(ranks: Ranks, work: Callable[[], object]) -> None:
-    """Have the first rank do something, while the others wait; its UserError is raised on all of them."""
-    mistake: list[UserError | None] = [None]
-    if ranks.is_first:
-        try:
-            work()
-        except UserError as error:
-            mistake = [UserError(error.what, error.remedy)]
-    dist.broadcast_object_list(mistake)
-    if mistake[0]:
-        raise mistake[0]
 
 
 def _prepare(config: FinetuneConfig, benchmark: Benchmark, divide: Divide, folder: Path) -> None:
@@ -251,17 +240,15 @@ def _check_unchanged(
         )
 
 
-def _left_to_do(divisions: Divisions, folder: Path, ranks: Ranks) -> list[int]:
-    """The divisions without predictions. The first rank says so for all: others may see an older listing."""
-    left: list[list[int]] = [[]]
-    if ranks.is_first:
-        for number, name in enumerate(divisions.names):
-            if (folder / name / PREDICTIONS).exists():
-                _drop_checkpoints(folder / name)
-            else:
-                left[0].append(number)
-    dist.broadcast_object_list(left)
-    return left[0]
+def _left_to_do(divisions: Divisions, folder: Path) -> list[int]:
+    """The divisions without predictions."""
+    left = []
+    for number, name in enumerate(divisions.names):
+        if (folder / name / PREDICTIONS).exists():
+            _drop_checkpoints(folder / name)
+        else:
+            left.append(number)
+    return left
 
 
 def _predict(config: FinetuneConfig, tested: Benchmark, folder: Path, accelerator: Accelerator) -> None:

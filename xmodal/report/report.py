@@ -1,13 +1,12 @@
 """Everything of a run → one self-contained HTML page."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import xmodal
-from shards.errors import ConfigError, UserError
-from shards.storage import LocalStorage
+from shards.errors import ConfigError
 from xmodal.curation.forgotten import without_forgotten
+from xmodal.evaluation.output_files import check_output_file, write_html
 from xmodal.report.examples import benchmark_examples, train_examples
 from xmodal.report.inputs import (
     read_dataset_summary,
@@ -51,7 +50,7 @@ class ReportConfig:
     images: str | None = None
     """Folder that the predictions' paths are relative to."""
     output: str
-    """The HTML file."""
+    """The HTML file; on s3:// too."""
     title: str = "xmodal run"
     """Heading of the page."""
 
@@ -68,16 +67,10 @@ def report(config: ReportConfig) -> str:
 
     Raises UserError for an input that is missing or malformed, naming it, and for an output that cannot be written.
     """
-    html = render(gather(config))
-    output = Path(config.output)
-    try:
-        if output.is_dir():
-            raise IsADirectoryError("is a folder")
-        # "replace": JSON can hold half a surrogate pair, which UTF-8 cannot.
-        LocalStorage(output.parent, create=True).replace(output.name, html.encode(errors="replace"))
-    except OSError as error:
-        raise UserError(f"{output}: {error.strerror or error}", "give another file as `output`") from error
-    return os.fspath(output)
+    page = render(gather(config))
+    check_output_file("output", config.output)
+    write_html(config.output, page)
+    return config.output
 
 
 def gather(config: ReportConfig) -> Page:

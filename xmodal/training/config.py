@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shards.augment import AugmentConfig
-from shards.checks import require_range
+from shards.checks import require_folder, require_range
 from shards.errors import ConfigError
 from shards.stream import StreamConfig
 from xmodal.students import StudentConfig
@@ -111,8 +111,9 @@ class TrainConfig:
     epochs: int = 10
     """Passes over the view's train split."""
     frozen_epochs: int = 0
-    """In so many of these epochs, the first ones, only the head learns. Then all layers do; the optimizer, its warm-up
-    and its decay begin anew, as in a second run that starts from the weights of the first."""
+    """In so many of these epochs, the first ones, only the head learns, and all before it is as in evaluation: drop
+    path and dropout have no effect. Then all layers do; the optimizer, its warm-up and its decay begin anew, as in a
+    second run that starts from the weights of the first."""
     keep_features: bool = False
     """In the frozen epochs, let the backbone look at each picture once, as in evaluation (and at its mirror image, with
     `augment.flip`), and have the head learn from what it made of them: all of these epochs take the time of one forward
@@ -169,6 +170,7 @@ class TrainConfig:
     """Seconds that a rank waits for another one that does not answer before it ends."""
 
     def __post_init__(self) -> None:
+        require_folder(self, "output")
         require_range(self, "epochs", "global_batch_size", "log_every_steps", "keep_checkpoints", least=1)
         require_range(self, "max_steps", "micro_batch_size", "checkpoint_every_epochs", least=0)
         require_range(self, "checkpoint_every_steps", "keep_every_steps", "max_skipped_steps", least=0)

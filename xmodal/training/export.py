@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from safetensors import SafetensorError
 
 import xmodal
+from shards.checks import require_folder
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from shards.view import open_view
@@ -44,6 +45,9 @@ class ExportConfig:
     push_to_hub: str = ""
     """Upload the folder to this model repository (`user/name`) of the Hugging Face hub, which is made private if it is
     not there. `HF_TOKEN` in the environment, or `hf auth login`, says who you are."""
+
+    def __post_init__(self) -> None:
+        require_folder(self, "output")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What a run is made of before its engine: the same for a run that trains and for one that is tried (`--dry-run`)."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from xmodal.training.features import require_linear_classifier
 from xmodal.training.losses import DistillationLoss, require_poles
 from xmodal.training.pinned_config import check_pinned_config
 from xmodal.training.ranks import Ranks, limit_waiting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,8 @@ def prepare(config: TrainConfig, view: View, ranks: Ranks) -> Preparation:
     model = create_student(config.student)
     if config.keep_features:
         require_linear_classifier(model, config.student.model)
+    if config.frozen_epochs and config.student.model_args.get("drop_rate") and ranks.is_first:
+        log.warning("drop_rate of student.model_args has no effect in the %d frozen epochs", config.frozen_epochs)
     spec = input_spec(model, config.student.eval_crop_share, config.student.eval_squash)
     micro_batches = micro_batches_per_step(config.global_batch_size, config.micro_batch_size, ranks.world_size)
     stream = TrainStream(

@@ -1,0 +1,70 @@
+"""A mistake that one rank finds ends all of them: the first one tells it, and none waits for those that have ended."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch.distributed as dist
+
+from shards.errors import ToldElsewhereError, UserError
+
+T = TypeVar("T")
+
+_KEY = "xmodal/a rank has failed"
+"""In the store by which the ranks have met."""
+
+_Told = tuple[str, str] | None
+"""What is wrong and what to do; an error itself may not be one that can be sent."""
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Have the first rank do something, while the others wait: what it gives, which must be picklable, on all of them.
+
+    Its UserError is raised on all of them. A process without ranks is the first.
+    """
+    if not dist.is_initialized():
+        return work()
+    outcome: list[tuple[T | None, _Told] | None] = [_attempt(work) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(outcome)
+    result, told = cast(tuple[T, _Told], outcome[0])
+    if told:
+        raise _error(*told)
+    return result
+
+
+def by_all(work: Callable[[], T]) -> T:
+    """Have each rank do something; once all have, a UserError of one of them is raised on all.
+
+    Work that takes long asks meanwhile whether `another_has_failed`, and then may give anything.
+    """
+    if not dist.is_initialized():
+        return work()
+    result, told = _attempt(work)
+    if told:
+        _store().set(_KEY, "")
+    told_by: list[_Told] = [None] * dist.get_world_size()
+    dist.all_gather_object(told_by, told)
+    for rank, one in enumerate(told_by):
+        if one:
+            what, remedy = one
+            raise _error(f"rank {rank}: {what}" if rank else what, remedy)
+    return cast(T, result)
+
+
+def another_has_failed() -> bool:
+    """Whether a rank has a UserError already, within `by_all`, so that what this one does is for nothing."""
+    return dist.is_initialized() and _store().check([_KEY])
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, _Told]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, (error.what, error.remedy)
+
+
+def _error(what: str, remedy: str) -> UserError:
+    return (ToldElsewhereError if dist.get_rank() else UserError)(what, remedy)
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
