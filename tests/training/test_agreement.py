@@ -35,6 +35,4 @@ def test_a_rank_with_another_view_and_other_code_is_told_so_before_the_first_ste
 
 
 def test_what_makes_pixels_and_weights_is_compared_too():
-    named = versions()
-    assert {"torch", "deepspeed", "timm", "numpy", "pillow", "libjpeg-turbo"} <= named.keys()
-    assert "+" in named["torch"] or named["torch"][0].isdigit()
+    assert {"python", "torch", "deepspeed", "timm", "numpy", "pillow", "libjpeg-turbo"} <= versions().keys()

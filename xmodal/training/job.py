@@ -80,6 +80,6 @@ def _lost_error(ranks: Ranks, places: Sequence[Place], lost: Sequence[int]) -> U
 
 _LOST_RANK = re.compile(
     "connection (closed|reset|refused)|socket closed|remote process exited|timed out waiting|application timeout"
-    "|wait timeout",
+    "|wait timeout|connection was likely closed|broken pipe",  # of the store
     re.IGNORECASE,
 )
