@@ -146,8 +146,10 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
         number = device_number(ranks.local_rank, torch.cuda.device_count())
         torch.cuda.set_device(number)
         os.environ["LOCAL_RANK"] = str(number)  # which DeepSpeed and Accelerate take for the GPU's number
-        # Where a rank is lost, NCCL would end the others by SIGABRT, before any could be told which.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        # Where a rank is lost, torch's two threads that watch over NCCL would end the others by SIGABRT, before
+        # `Heartbeat` has told which; what hangs without a loss is the step's `Watchdog`'s.
+        for name in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING"):
+            os.environ.setdefault(name, "0")
         # What a config leaves in float32 is multiplied in TF32, some times as fast: the range is the same, of the 23
         # bits behind the point 10 are used. torch does so for convolutions anyway.
         torch.backends.cuda.matmul.allow_tf32 = True
