@@ -68,7 +68,7 @@ def start(
     launcher: str, arguments: Sequence[str], program: str = "launch/train.py", **variables: str
 ) -> subprocess.Popen[str]:
     """Start in a process group of its own, so that it can be ended with all its children."""
-    return _start(command(launcher, arguments, program), variables)
+    return start_command(command(launcher, arguments, program), **variables)
 
 
 def start_ranks(
@@ -111,10 +111,11 @@ def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]
 def start_program(program: str, arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
     """Start a program of the tests, by its path in the project, likewise."""
     # Run by its path, it has its own folder first on the path of imports, and the project's must be told.
-    return _start([sys.executable, program, *arguments], variables | {"PYTHONPATH": str(ROOT)})
+    return start_command([sys.executable, program, *arguments], **(variables | {"PYTHONPATH": str(ROOT)}))
 
 
-def _start(command: Sequence[str], variables: dict[str, str]) -> subprocess.Popen[str]:
+def start_command(command: Sequence[str], **variables: str) -> subprocess.Popen[str]:
+    """Start a command line in the project's folder, likewise."""
     return subprocess.Popen(
         command,
         cwd=ROOT,

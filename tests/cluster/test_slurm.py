@@ -1,6 +1,7 @@
 """The batch scripts on a real SLURM of two nodes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import label_command
 import psutil
 import pytest
-from launchers import ROOT, launch, losses, settings, start_ranks, steps, wait_for_ranks, wait_for_step
+from launchers import BIN, ROOT, launch, losses, settings, start_ranks, steps, wait_for_ranks, wait_for_step
 from picture_server import serving_pictures
 from ray_head import free_port
 from slurm_cluster import Slurm
@@ -43,6 +44,29 @@ def test_two_nodes_learn_what_one_process_learns(slurm, tmp_path):
     assert "on 2 ranks" in log
     assert losses(tmp_path / "job") == pytest.approx(losses(tmp_path / "alone"), rel=0.02)
     assert (tmp_path / "job" / "student" / "model.safetensors").exists()
+
+
+def test_a_launcher_of_deepspeed_on_each_node_learns_what_one_process_learns(slurm, tmp_path):
+    view = make_view(tmp_path, num_samples=120)
+    (script,) = re.findall(
+        r"^```bash\n(.*?)^```", (ROOT / "docs" / "launching.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert "--no_ssh" in script
+    (tmp_path / "deepspeed.sbatch").write_text(script.replace("launch/train.py", str(ROOT / "launch" / "train.py")))
+    variables = {
+        "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+        "PATH": f"{BIN}{os.pathsep}{slurm.environment['PATH']}",
+    }  # fmt: skip
+    exported = ",".join(["ALL", *(f"{name}={value}" for name, value in variables.items())])
+    options = ("--nodes=2", f"--output={tmp_path}/job.log", f"--export={exported}")
+    arguments = settings(view, tmp_path / "job")
+    fields = slurm.wait(slurm.submit(*options, "deepspeed.sbatch", *arguments, folder=tmp_path))
+    log = (tmp_path / "job.log").read_text()
+    assert fields["JobState"] == "COMPLETED", log
+    assert "on 2 ranks" in log
+    alone = launch("python", settings(view, tmp_path / "alone"))
+    assert alone.returncode == 0, alone.stdout
+    assert losses(tmp_path / "job") == pytest.approx(losses(tmp_path / "alone"), rel=0.02)
 
 
 def test_a_mistake_fails_the_job_with_exit_code_2_and_its_log_says_what_to_do(slurm, tmp_path):

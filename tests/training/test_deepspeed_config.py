@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -55,6 +56,37 @@ def test_a_file_that_would_silently_train_without_zero_is_refused(tmp_path, cont
     path.write_text(content)
     with pytest.raises(UserError, match=r"zero_optimization\.stage: not 0, 1, 2 or 3"):
         resolve_deepspeed_config(str(path), **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"bf16": None}, "bf16: null is no section"),
+        ({"fp16": True}, "fp16: true is no section"),
+        ({"data_types": "bf16"}, 'data_types: "bf16" is no section'),
+        ({"bf16": {"enabled": "auto"}}, 'bf16.enabled: "auto", and nothing else says it'),
+        ({"optimizer": {"type": "SGD"}}, "optimizer: DeepSpeed's file is not asked for it"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler: DeepSpeed's file is not asked for it"),
+        ({"zero_optimization": {"stage": 0, "reduce_bucket_size": "large"}}, "DeepSpeed refuses it"),
+    ],
+)
+def test_what_would_be_passed_over_or_trip_over_something_later_is_refused(tmp_path, more, complaint):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 0}} | more))
+    with pytest.raises(UserError, match=re.escape(complaint)) as caught:
+        resolve_deepspeed_config(str(path), **SIZES)
+    for key, ours in (("optimizer", "optimizer.kind, lr, betas and weight_decay"), ("scheduler", "warmup_share")):
+        assert key not in more or ours in caught.value.remedy
+
+
+def test_auto_within_a_section_leaves_it_to_deepspeed_as_it_does_itself(tmp_path):
+    path = tmp_path / "zero.json"
+    zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
+    path.write_text(
+        json.dumps({"bf16": {"enabled": True}, "zero_optimization": zero | {"offload_param": {"pin_memory": "auto"}}})
+    )
+    config = resolve_deepspeed_config(str(path), **SIZES)
+    assert config["zero_optimization"] == {"stage": 3, "offload_param": {}}
 
 
 @pytest.mark.parametrize(

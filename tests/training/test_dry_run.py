@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from launchers import TINY_MODEL_ARGS, launch, settings
+from launchers import TINY_MODEL_ARGS, launch, settings, start_ranks, wait_for_ranks
 from training_view import make_view
 
 from shards.errors import UserError
@@ -14,7 +14,7 @@ from shards.view import open_view, write_view
 from xmodal.students import StudentConfig, create_student
 from xmodal.training.config import LossConfig, TrainConfig
 from xmodal.training.costs import num_parameters, rank_memory
-from xmodal.training.dry_run import dry_run
+from xmodal.training.dry_run import dry_run, require_memory
 from xmodal.training.pinned_config import pin_config
 from xmodal.training.preparation import prepare
 from xmodal.training.ranks import Ranks
@@ -68,18 +68,60 @@ def test_no_step_can_be_selected_where_there_is_nothing_to_validate_on(tmp_path)
         prepare(config, open_view(str(view)), Ranks(rank=0, local_rank=0, world_size=1))
 
 
-def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view, tmp_path):
+@pytest.mark.parametrize(("launcher", "of_ranks"), [("python", ""), ("deepspeed", " of each of 2 ranks")])
+def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view, tmp_path, launcher, of_ranks):
     # Terabytes of activations: a million patches a picture, and an MLP of 64 times the width in each of 16 blocks.
     large = TINY_MODEL_ARGS | {"img_size": 8192, "mlp_ratio": 64, "depth": 16}
     done = launch(
-        "python", settings(small_view, tmp_path / "run", f"--student.model_args={json.dumps(large)}", "--dry-run")
+        launcher, settings(small_view, tmp_path / "run", f"--student.model_args={json.dumps(large)}", "--dry-run")
     )
     assert done.returncode == 2, done.stdout
     assert re.search(r"^ZeRO 3 ", done.stdout, re.MULTILINE)
-    assert re.search(r"xmodal: a step takes about \d+\.\d GiB, and this machine has ", done.stdout)
+    assert re.search(rf"xmodal: a step takes about \d+\.\d GiB{of_ranks}, and this machine has ", done.stdout)
     assert "lower micro_batch_size" in done.stdout
     assert "Traceback" not in done.stdout
     assert "all steps" not in done.stdout
+
+
+def test_all_ranks_of_a_machine_share_its_memory():
+    require_memory(3.0, num_on_host=2, limit=6)
+    complaint = "a step takes about 3.0 GiB of each of 2 ranks, and this machine has 5.0 GiB"
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        require_memory(3.0 * 2**30, num_on_host=2, limit=5 * 2**30)
+
+
+def test_ranks_of_a_dry_run_that_disagree_say_where(small_view, tmp_path):
+    arguments = [*settings(small_view, tmp_path / "run"), "--dry-run"]
+    codes, outputs = wait_for_ranks(start_ranks([arguments, [*arguments, "--optimizer.lr=0.1"]]))
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        assert "the ranks do not agree: config.optimizer.lr is 0.001 on rank 0 and 0.1 on rank 1" in output
+        assert "Traceback" not in output
+
+
+def test_a_rank_of_a_dry_run_that_is_lost_is_named(small_view, tmp_path):
+    large = TINY_MODEL_ARGS | {"img_size": 256, "embed_dim": 256, "depth": 8}  # seconds a step
+    more = (f"--student.model_args={json.dumps(large)}", "--peer_timeout=15", "--dry-run")
+    ranks = start_ranks([settings(small_view, tmp_path / "run", *more)] * 2)
+    try:
+        assert ranks[0].stdout
+        assert any("One step is being done" in line for line in ranks[0].stdout)
+        ranks[1].kill()
+        output, _ = ranks[0].communicate(timeout=200)
+    finally:
+        wait_for_ranks(ranks)
+    assert ranks[0].returncode == 2, output
+    assert "another rank has ended or does not answer, so this one cannot go on: rank 1 on " in output
+    assert "Traceback" not in output
+
+
+def test_a_config_that_leaves_sizes_to_others_is_tried_as_it_is_trained(small_view, tmp_path):
+    zero = {"stage": 2, "reduce_bucket_size": "auto", "allgather_bucket_size": "auto"}
+    file = tmp_path / "zero2.json"
+    file.write_text(json.dumps({"bf16": {"enabled": True}, "zero_optimization": zero}))
+    done = launch("python", settings(small_view, tmp_path / "run", f"--deepspeed={file}", "--dry-run"))
+    assert done.returncode == 0, done.stdout
+    assert "auto" not in done.stdout.partition("DeepSpeed, from ")[2]
 
 
 def test_neutral_cannot_be_masked_where_validation_has_samples_that_are_neutral_and_no_more(small_view, tmp_path):

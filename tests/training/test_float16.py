@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from deepspeed.accelerator import get_accelerator
-from launchers import launch, settings, steps
+from launchers import launch, settings, start, steps, wait_for_ranks
 from safetensors import safe_open
 
 from shards.errors import UserError
@@ -32,6 +32,15 @@ def test_steps_that_overflow_float16_are_skipped_and_counted_and_halve_the_loss_
     assert f"step 1 was skipped: {said}" in done.stdout
     with safe_open(tmp_path / "run" / "student" / "model.safetensors", "pt") as file:
         assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+
+
+def test_on_a_processor_without_float16_deepspeed_refuses_it_in_two_lines(small_view, tmp_path):
+    fp16 = "--deepspeed=configs/deepspeed/zero2_fp16.json"
+    process = start("python", settings(small_view, tmp_path / "run", fp16), ONEDNN_MAX_CPU_ISA="AVX2")
+    (code,), (output,) = wait_for_ranks([process])
+    assert code == 2, output
+    assert "zero2_fp16.json: DeepSpeed refuses it: Type fp16 is not supported on your device" in output
+    assert "Traceback" not in output
 
 
 def test_float16_without_zero_is_refused(tmp_path):

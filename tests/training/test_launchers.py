@@ -9,7 +9,18 @@ import psutil
 import pytest
 import timm
 import torch
-from launchers import TINY_MODEL_ARGS, launch, losses, settings, start, steps
+from launchers import (
+    BIN,
+    TINY_MODEL_ARGS,
+    free_port,
+    launch,
+    losses,
+    settings,
+    start,
+    start_command,
+    steps,
+    wait_for_ranks,
+)
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_view import make_view
@@ -38,7 +49,8 @@ def alone(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "stage"), [("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3), ("torchrun", 2)]
+    ("launcher", "stage"),
+    [("deepspeed", stage) for stage in ("0", "1", "2", "3", "3_offload")] + [("torchrun", "2")],
 )
 def test_two_ranks_learn_what_one_learns(alone, small_view, tmp_path, launcher, stage):
     done = launch(launcher, settings(small_view, tmp_path, f"--deepspeed=configs/deepspeed/zero{stage}.json"))
@@ -53,6 +65,23 @@ def test_two_ranks_learn_what_one_learns(alone, small_view, tmp_path, launcher, 
         torch.testing.assert_close(two[name], one[name], atol=3e-3, rtol=0.05)
         # What is exported are the full weights, not those that the forward pass rounds to bf16.
         assert two[name].numel() < 100 or not torch.equal(two[name], two[name].bfloat16().float())
+
+
+def test_two_launchers_without_ssh_learn_what_one_process_learns(alone, small_view, tmp_path):
+    (tmp_path / "hosts").write_text("one slots=1\nother slots=1\n")  # names that lead nowhere
+    port = str(free_port())
+    nodes = [
+        start_command([
+            *(str(BIN / "deepspeed"), "--hostfile", str(tmp_path / "hosts"), "--no_ssh", "--node_rank", str(node)),
+            *("--master_addr", "127.0.0.1", "--master_port", port, "launch/train.py"),
+            *settings(small_view, tmp_path / "run"),
+        ])
+        for node in range(2)
+    ]  # fmt: skip
+    codes, outputs = wait_for_ranks(nodes)
+    assert codes == [0, 0], outputs
+    assert "of 16 on 2 ranks" in outputs[0]
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=3e-3)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")

@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from shards.errors import UserError
-from xmodal.training.ranks import rank_variables
+from xmodal.training.ranks import Place, device_number, rank_variables, require_own_gpus
 
 
 def test_what_deepspeed_and_torchrun_set_is_taken_as_it_is():
@@ -45,3 +45,24 @@ def test_a_step_whose_hosts_cannot_be_named_is_a_users_error(monkeypatch, tmp_pa
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     with pytest.raises(UserError, match="scontrol show hostnames"):
         rank_variables(step | {"SLURM_STEP_NODELIST": "n[1-2]"})
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "num_visible", "expected"),
+    [(0, 8, 0), (7, 8, 7), (0, 1, 0), (5, 1, 0)],  # the last: each task of `srun --gpus-per-task=1` sees one GPU
+)
+def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_sees(local_rank, num_visible, expected):
+    assert device_number(local_rank, num_visible) == expected
+
+
+def test_a_rank_for_which_there_is_no_gpu_is_a_users_error():
+    with pytest.raises(UserError, match="no GPU for rank 4 of this host, counted from 0: 4 are visible"):
+        device_number(4, 4)
+
+
+def test_ranks_that_see_the_same_gpu_are_a_users_error():
+    own = [Place("n1", "a"), Place("n1", "b"), Place("n2", "c"), Place("n2", "d")]
+    require_own_gpus(own)
+    require_own_gpus([Place("n1", ""), Place("n1", "")])  # of processors
+    with pytest.raises(UserError, match="ranks 2 and 4 share a GPU of n2, where 3 ranks run"):
+        require_own_gpus([*own, Place("n2", "c")])

@@ -11,9 +11,14 @@ def under_srun(verb: Callable[[list[str]], int | None]) -> Callable[[list[str]],
     @wraps(verb)
     def run(arguments: list[str]) -> int | None:
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            from xmodal.training.ranks import rank_variables
+            import torch
+
+            from xmodal.training.ranks import device_number, rank_variables
 
             os.environ.update(rank_variables(os.environ))
+            if torch.cuda.is_available():
+                number = device_number(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+                os.environ["LOCAL_RANK"] = str(number)  # which Accelerate takes for the GPU's number
         return verb(arguments)
 
     return run

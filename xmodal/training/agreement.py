@@ -5,12 +5,13 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
+from PIL import features
 
 from shards.errors import UserError
 from shards.view import View
@@ -32,13 +33,18 @@ def code_version(packages: Sequence[str] = ("launch", "shards", "xmodal")) -> st
     return hashing.hexdigest()[:16]
 
 
-def versions() -> dict[str, str]:
+_PACKAGES = ("deepspeed", "numpy", "pillow", "timm")
+"""Besides torch, what makes a student, its pixels, their order and its steps."""
+
+
+def versions() -> dict[str, str | None]:
     """What decides how a config is carried out."""
     return {
         "code": code_version(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "deepspeed": deepspeed.__version__,
+        "torch": torch.__version__,  # and what it was built for
+        **{name: version(name) for name in _PACKAGES},
+        "libjpeg-turbo": features.version("libjpeg_turbo"),  # the same Pillow may be built with another
     }
 
 

@@ -1,7 +1,5 @@
 """`xmodal train --dry-run`: what a run would do and cost, with the time of a step that is really done."""
 
-import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +12,9 @@ import torch.distributed as dist
 import yaml
 
 from shards.errors import UserError
-from shards.view import open_view
-from xmodal.curation.forgotten import refuse_forgotten
+from shards.view import View
 from xmodal.labels import CLASSES
+from xmodal.training.agreement import facts_of_run, require_agreement
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import (
     BUCKET_ELEMENTS,
@@ -29,11 +27,12 @@ from xmodal.training.costs import (
     rank_memory,
     utilisation,
 )
+from xmodal.training.host_memory import memory_limit
+from xmodal.training.job import joined_ranks
 from xmodal.training.losses import DistillationLoss
-from xmodal.training.preparation import prepare, start_engine
-from xmodal.training.ranks import Ranks, start_process_group
+from xmodal.training.preparation import Preparation, checked_view, prepare, start_engine
+from xmodal.training.ranks import Ranks
 from xmodal.training.step_log import memory_gib
-from xmodal.training.trackers import require_trackers
 
 WORLD_SIZES = (1, 8, 64)
 """Numbers of ranks that memory is estimated for, besides the run's own."""
@@ -121,58 +120,56 @@ def dry_run(config: TrainConfig, tell: Callable[[str], None]) -> None:
     The first rank alone tells. Raises UserError for what `train` would refuse before its first step, and, after the
     plan, for a step that this machine has no memory for.
     """
-    view = open_view(config.view)
-    if not config.allow_forgotten:
-        refuse_forgotten(view)
-    require_trackers(config.trackers)
-    ranks = start_process_group(config.peer_timeout)
+    view = checked_view(config)
+    with joined_ranks(config.peer_timeout) as ranks:
+        require_agreement(facts_of_run(config, view), ranks)
+        _dry_run(config, view, ranks, tell)
+
+
+def _dry_run(config: TrainConfig, view: View, ranks: Ranks, tell: Callable[[str], None]) -> None:
+    prepared = prepare(config, view, ranks)
+    model, size, stream = prepared.model, prepared.spec.size, prepared.stream
+    micro_batch_size = stream.micro_batch_size
+    # Before there is an engine: ZeRO 3 takes the weights out of the model.
+    num_weights, flops = num_parameters(model), forward_flops(model, size)
+    dtype = _dtype(prepared.deepspeed)
+    activations = activation_bytes(model, size, micro_batch_size, dtype)
+    of_one_micro_batch = {
+        **prepared.deepspeed,
+        "train_batch_size": micro_batch_size * ranks.world_size,
+        "gradient_accumulation_steps": 1,
+    }
+    plan = RunPlan(
+        config=config,
+        deepspeed=prepared.deepspeed,
+        num_parameters=num_weights,
+        size=size,
+        flops=flops,
+        num_samples=stream.num_samples,
+        steps_per_epoch=stream.steps_per_epoch,
+        total_steps=prepared.total_steps,
+        frozen_steps=prepared.frozen_steps,
+        world_size=ranks.world_size,
+        micro_batches=prepared.micro_batches,
+        micro_batch_size=micro_batch_size,
+        device=torch.cuda.get_device_name() if torch.cuda.is_initialized() else "CPU",
+        memory=_memory(config, prepared.deepspeed, num_weights, activations or 0, dtype, ranks),
+        peak=prepared.peak,
+    )
+    if ranks.is_first:
+        tell(plan_text(plan))
+    if not plan.is_offloaded:
+        require_memory(plan.own_memory.total, ranks.num_on_host)
     try:
-        if not ranks.is_first:
-            logging.getLogger().setLevel(logging.WARNING)
-        prepared = prepare(config, view, ranks)
-        model, size, stream = prepared.model, prepared.spec.size, prepared.stream
-        micro_batch_size = stream.micro_batch_size
-        # Before there is an engine: ZeRO 3 takes the weights out of the model.
-        num_weights, flops = num_parameters(model), forward_flops(model, size)
-        dtype = _dtype(prepared.deepspeed)
-        activations = activation_bytes(model, size, micro_batch_size, dtype)
-        of_one_micro_batch = {
-            **prepared.deepspeed,
-            "train_batch_size": micro_batch_size * ranks.world_size,
-            "gradient_accumulation_steps": 1,
-        }
-        plan = RunPlan(
-            config=config,
-            deepspeed=prepared.deepspeed,
-            num_parameters=num_weights,
-            size=size,
-            flops=flops,
-            num_samples=stream.num_samples,
-            steps_per_epoch=stream.steps_per_epoch,
-            total_steps=prepared.total_steps,
-            frozen_steps=prepared.frozen_steps,
-            world_size=ranks.world_size,
-            micro_batches=prepared.micro_batches,
-            micro_batch_size=micro_batch_size,
-            device=torch.cuda.get_device_name() if torch.cuda.is_initialized() else "CPU",
-            memory=_memory(config, prepared.deepspeed, num_weights, activations or 0, dtype, ranks),
-            peak=prepared.peak,
+        engine = start_engine(config, model, of_one_micro_batch)
+        pass_seconds, update_seconds = _measure(engine, prepared, micro_batch_size, dtype)
+    except torch.OutOfMemoryError as error:
+        raise UserError("a step takes more memory than this GPU has", _LESS_MEMORY) from error
+    if ranks.is_first:
+        measured = MeasuredStep(
+            plan=plan, pass_seconds=pass_seconds, update_seconds=update_seconds, memory_gib=memory_gib()
         )
-        if ranks.is_first:
-            tell(plan_text(plan))
-        _require_memory(plan)
-        try:
-            engine = start_engine(config, model, of_one_micro_batch)
-            pass_seconds, update_seconds = _measure(engine, prepared.loss, micro_batch_size, size, dtype)
-        except torch.OutOfMemoryError as error:
-            raise UserError("a step takes more memory than this GPU has", _LESS_MEMORY) from error
-        if ranks.is_first:
-            measured = MeasuredStep(
-                plan=plan, pass_seconds=pass_seconds, update_seconds=update_seconds, memory_gib=memory_gib()
-            )
-            tell(measured_text(measured))
-    finally:
-        dist.destroy_process_group()
+        tell(measured_text(measured))
 
 
 _LESS_MEMORY = (
@@ -180,19 +177,21 @@ _LESS_MEMORY = (
 )
 
 
-def _require_memory(plan: RunPlan) -> None:
-    """Raise UserError for a step that cannot fit, by the estimate: on a CPU the kernel would end the process."""
-    if plan.is_offloaded:
-        return
+def require_memory(of_rank: float, num_on_host: int, limit: int | None = None) -> None:
+    """Raise UserError for a step that cannot fit, by the estimate in bytes: on a CPU the kernel would end the process.
+
+    A GPU is a rank's own; `limit`, by default this machine's, is shared by all ranks on it.
+    """
+    what = f"a step takes about {of_rank / 2**30:.1f} GiB"
     if torch.cuda.is_initialized():
-        owner, room = plan.device, torch.cuda.get_device_properties().total_memory
+        owner, room = torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory
     else:
-        owner, room = "this machine", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if plan.own_memory.total > room:
-        raise UserError(
-            f"a step takes about {plan.own_memory.total / 2**30:.1f} GiB, and {owner} has {room / 2**30:.1f} GiB",
-            _LESS_MEMORY,
-        )
+        owner, room = "this machine", memory_limit() if limit is None else limit
+        if num_on_host > 1:
+            what += f" of each of {num_on_host} ranks"
+            of_rank *= num_on_host
+    if of_rank > room:
+        raise UserError(f"{what}, and {owner} has {room / 2**30:.1f} GiB", _LESS_MEMORY)
 
 
 def _dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
@@ -202,11 +201,10 @@ def _dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
     return torch.float32
 
 
-def _measure(
-    engine: Any, loss: DistillationLoss, batch_size: int, size: int, dtype: torch.dtype
-) -> tuple[float, float]:
+def _measure(engine: Any, prepared: Preparation, batch_size: int, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds of a forward and backward pass, and of an optimizer step: medians."""
-    pixels = torch.rand(batch_size, 3, size, size).to(engine.device, dtype)
+    loss, size = prepared.loss, prepared.spec.size
+    pixels = torch.rand(batch_size, 3, size, size).to(engine.device, dtype, memory_format=prepared.memory_format)
     targets = torch.full((batch_size, len(CLASSES)), 1 / len(CLASSES), device=engine.device)
     engine.train()
     first = _timed_step(engine, loss, pixels, targets)

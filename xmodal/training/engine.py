@@ -1,5 +1,6 @@
 """The DeepSpeed engine around a student: its config filled in, its optimizer, its full-precision weights."""
 
+import json
 import logging
 import math
 import warnings
@@ -12,6 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import safe_get_full_fp32_param
 from timm.optim import param_groups_layer_decay
@@ -70,11 +72,24 @@ def resolve_deepspeed_config(
     except OSError as error:
         raise UserError(f"deepspeed: {path}: {(error.strerror or str(error)).lower()}", _USE_OURS) from None
     config = parse_json_object(content, path, _USE_OURS)
+    for key, remedy in _OURS_ALONE.items():
+        if key in config:
+            raise UserError(f"{path}: {key}: DeepSpeed's file is not asked for it", f"take it out, and {remedy}")
+    for key in ("fp16", "bf16", "data_types"):
+        if not isinstance(section := config.get(key, {}), dict):
+            raise UserError(f"{path}: {key}: {json.dumps(section)} is no section", _USE_OURS)
+        if section.get("enabled") == "auto":
+            raise UserError(f'{path}: {key}.enabled: "auto", and nothing else says it', "write true or false")
+    config = _without_auto(config)
     zero = config.get("zero_optimization")
     # DeepSpeed takes a key that it does not know, such as a misspelt one, for none, and trains without ZeRO.
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage: not 0, 1, 2 or 3", _USE_OURS)
-    if zero["stage"] == 0 and (config.get("fp16") or {}).get("enabled"):
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except _DEEPSPEED_ERRORS as error:
+        raise _refused(path, error) from error
+    if zero["stage"] == 0 and config.get("fp16", {}).get("enabled"):
         raise UserError(
             f"{path}: fp16: without ZeRO, DeepSpeed divides gradients by a loss scale that no loss was multiplied with",
             "set zero_optimization.stage to 1, 2 or 3, or train in bf16",
@@ -86,12 +101,32 @@ def resolve_deepspeed_config(
         "gradient_clipping": max_grad_norm,
     }
     for key, value in filled.items():
-        if config.get(key, "auto") not in ("auto", value):
+        if config.get(key, value) != value:
             raise UserError(
                 f"{path}: {key}: {config[key]} is not {value}, as the training config has it", 'write "auto"'
             )
         config[key] = value
     return config
+
+
+_OURS_ALONE = {
+    "optimizer": "set optimizer.kind, lr, betas and weight_decay of the training config",
+    "scheduler": "set optimizer.warmup_share and final_lr_share of the training config",
+}
+"""Keys of DeepSpeed's config that have no effect on an engine that is given its optimizer, and what has."""
+
+
+def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
+    """As DeepSpeed reads "auto" in most of its sections: as if nothing stood there."""
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in section.items()
+        if value != "auto"
+    }
+
+
+def _refused(path: str, error: Exception) -> UserError:
+    return UserError(f"{path}: DeepSpeed refuses it: {' '.join(str(error).split())}", _USE_OURS)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
@@ -173,8 +208,7 @@ def create_engine(
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=base, config=deepspeed_config)
     except _DEEPSPEED_ERRORS as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{deepspeed_file}: DeepSpeed refuses it: {message}", _USE_OURS) from error
+        raise _refused(deepspeed_file, error) from error
     if engine.zero_optimization_stage() == 0:
         base.state.clear()
     return engine

@@ -3,15 +3,23 @@
 import logging
 import os
 import re
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch.distributed as dist
 
 from shards.errors import UserError
-from xmodal.training.agreement import gather_objects
-from xmodal.training.ranks import RANK_VARIABLES, Ranks, lost_ranks, start_process_group
+from xmodal.training.heartbeat import Heartbeat
+from xmodal.training.ranks import (
+    RANK_VARIABLES,
+    Place,
+    Ranks,
+    gather_places,
+    lost_ranks,
+    require_own_gpus,
+    start_process_group,
+)
 
 
 @contextmanager
@@ -43,26 +51,35 @@ def _joined_ranks(timeout: float) -> Iterator[Ranks]:
     ranks = start_process_group(timeout)
     if not ranks.is_first:
         logging.getLogger().setLevel(logging.WARNING)
-    hosts: list[str] = []
+    places: list[Place] = []
     try:
-        hosts = gather_objects(socket.gethostname(), ranks)
-        yield ranks
+        with Heartbeat(ranks, timeout, lambda lost: _lost_error(ranks, places, lost)) as heartbeat:
+            places += gather_places(ranks)
+            require_own_gpus(places)
+            heartbeat.start()
+            host = places[ranks.rank].host
+            yield replace(ranks, num_on_host=sum(place.host == host for place in places))
     except RuntimeError as error:
         # The backends have no class of their own for it. Its traceback would bury what the rank itself has said.
         if not _LOST_RANK.search(str(error)):
             raise
-        lost = ", ".join(f"{rank} on {hosts[rank] if hosts else 'its host'}" for rank in lost_ranks(ranks))
-        raise UserError(
-            f"rank {ranks.rank}: another rank has ended or does not answer, so this one cannot go on"
-            + (f": rank {lost}" if lost else ""),
-            "see what the other rank says; started again, the run goes on from its last checkpoint",
-        ) from error
+        raise _lost_error(ranks, places, lost_ranks(ranks)) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def _lost_error(ranks: Ranks, places: Sequence[Place], lost: Sequence[int]) -> UserError:
+    names = ", ".join(f"{rank} on {places[rank].host if places else 'its host'}" for rank in lost)
+    return UserError(
+        f"rank {ranks.rank}: another rank has ended or does not answer, so this one cannot go on"
+        + (f": rank {names}" if names else ""),
+        "see what the other rank says; started again, the run goes on from its last checkpoint",
+    )
+
+
 _LOST_RANK = re.compile(
-    "connection (closed|reset|refused)|socket closed|remote process exited|timed out waiting|application timeout",
+    "connection (closed|reset|refused)|socket closed|remote process exited|timed out waiting|application timeout"
+    "|wait timeout|connection was likely closed|broken pipe",  # of the store
     re.IGNORECASE,
 )

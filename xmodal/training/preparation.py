@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from shards.stream import TrainStream
-from shards.view import View, target_array
+from shards.view import View, open_view, target_array
+from xmodal.curation.forgotten import refuse_forgotten
 from xmodal.students import InputSpec, create_student, input_spec
 from xmodal.training.checkpoint import committed_steps
 from xmodal.training.config import TrainConfig
@@ -16,8 +17,10 @@ from xmodal.training.costs import device_peak
 from xmodal.training.engine import create_engine, micro_batches_per_step, resolve_deepspeed_config
 from xmodal.training.features import require_linear_classifier
 from xmodal.training.losses import DistillationLoss, require_poles
+from xmodal.training.pictures import memory_format
 from xmodal.training.pinned_config import check_pinned_config
 from xmodal.training.ranks import Ranks, limit_waiting
+from xmodal.training.trackers import require_trackers
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ class Preparation:
     """DeepSpeed's config, filled in."""
     peak: float | None
     """FLOP/s of the device, where they are known."""
+    memory_format: torch.memory_format
+    """Of pixels."""
 
     @property
     def schedule_steps(self) -> int:
@@ -53,6 +58,18 @@ class Preparation:
     def total_steps(self) -> int:
         """Steps that are done."""
         return min(self.schedule_steps, self.config.max_steps or self.schedule_steps)
+
+
+def checked_view(config: TrainConfig) -> View:
+    """The view, and what else can be found out alone: the likeliest mistakes, before the ranks wait for each other.
+
+    Raises UserError for a view that is none, or holds posts that were forgotten, and for trackers that are missing.
+    """
+    view = open_view(config.view)
+    if not config.allow_forgotten:
+        refuse_forgotten(view)
+    require_trackers(config.trackers)
+    return view
 
 
 def prepare(config: TrainConfig, view: View, ranks: Ranks) -> Preparation:
@@ -97,6 +114,7 @@ def prepare(config: TrainConfig, view: View, ranks: Ranks) -> Preparation:
         micro_batches=micro_batches,
         deepspeed=deepspeed_config,
         peak=config.peak_tflops * 1e12 or device_peak(),
+        memory_format=memory_format(model, is_on_gpu=torch.cuda.is_initialized()),
     )
 
 

@@ -1,14 +1,16 @@
 """From the environment that a launcher leaves to rank, local rank and world size, and the process group."""
 
+import json
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import NamedTuple
 
 import torch
 from torch import distributed as dist
@@ -23,6 +25,8 @@ class Ranks:
     rank: int
     local_rank: int
     world_size: int
+    num_on_host: int = 1
+    """Those that share this one's machine, itself included; known once they have met (`joined_ranks`)."""
 
     @property
     def is_first(self) -> bool:
@@ -67,11 +71,63 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def device_number(local_rank: int, num_visible: int) -> int:
+    """The number of a rank's GPU among those that are visible to it. Raises UserError where there is none for it.
+
+    Most launchers show all ranks of a host all of its GPUs; `srun --gpus-per-task=1` shows each its own alone, and to
+    each that is number 0.
+    """
+    if local_rank < num_visible:
+        return local_rank
+    if num_visible == 1:
+        return 0
+    raise UserError(
+        f"there is no GPU for rank {local_rank} of this host, counted from 0: {num_visible} are visible",
+        _ONE_GPU_A_RANK,
+    )
+
+
+_ONE_GPU_A_RANK = "start as many ranks on a host as it has GPUs, or set DS_ACCELERATOR=cpu"
+
+
+class Place(NamedTuple):
+    """Where a rank runs."""
+
+    host: str
+    gpu: str
+    """An id that no other GPU of the world has; empty on processors."""
+
+
+def require_own_gpus(places: Sequence[Place]) -> None:
+    """Raise UserError where two ranks have the same GPU, which NCCL cannot do; `places` are those of all ranks."""
+    owners: dict[str, int] = {}
+    for rank, place in enumerate(places):
+        if place.gpu and owners.setdefault(place.gpu, rank) != rank:
+            raise UserError(
+                f"ranks {owners[place.gpu]} and {rank} share a GPU of {place.host}, where"
+                f" {sum(other.host == place.host for other in places)} ranks run",
+                _ONE_GPU_A_RANK,
+            )
+
+
+def own_place() -> Place:
+    """This process's."""
+    has_gpu = torch.cuda.is_initialized()
+    return Place(socket.gethostname(), str(torch.cuda.get_device_properties().uuid) if has_gpu else "")
+
+
+def gather_places(ranks: Ranks) -> list[Place]:
+    """Those of all ranks; all of them call it. Not by a collective: NCCL's fail where two ranks have one GPU."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"place/{ranks.rank}", json.dumps(own_place()))
+    return [Place(*json.loads(place)) for place in store.multi_get([f"place/{i}" for i in range(ranks.world_size)])]
+
+
 def start_process_group(timeout: float = 600.0) -> Ranks:
     """Join the job's process group, by NCCL where there are GPUs, else by gloo.
 
-    A rank that waits for another one for more than `timeout` seconds raises RuntimeError (gloo) or aborts (NCCL).
-    Raises UserError where they do not meet.
+    A rank that waits for another one for more than `timeout` seconds raises RuntimeError (gloo) or goes on waiting
+    (NCCL; see `Heartbeat`). Raises UserError where they do not meet.
     """
     # DS_ACCELERATOR=cpu asks for the processors of a machine that has GPUs too.
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
@@ -87,7 +143,13 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
         world_size=int(os.environ["WORLD_SIZE"]),
     )
     if on_gpu:
-        torch.cuda.set_device(ranks.local_rank)
+        number = device_number(ranks.local_rank, torch.cuda.device_count())
+        torch.cuda.set_device(number)
+        os.environ["LOCAL_RANK"] = str(number)  # which DeepSpeed and Accelerate take for the GPU's number
+        # Where a rank is lost, torch's two threads that watch over NCCL would end the others by SIGABRT, before
+        # `Heartbeat` has told which; what hangs without a loss is the step's `Watchdog`'s.
+        for name in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING"):
+            os.environ.setdefault(name, "0")
         # What a config leaves in float32 is multiplied in TF32, some times as fast: the range is the same, of the 23
         # bits behind the point 10 are used. torch does so for convolutions anyway.
         torch.backends.cuda.matmul.allow_tf32 = True

@@ -13,8 +13,7 @@ from shards.batches import Batch
 from shards.errors import UserError
 from shards.storage import LocalStorage, open_storage
 from shards.stream import told_of_lost_workers
-from shards.view import View, open_view
-from xmodal.curation.forgotten import refuse_forgotten
+from shards.view import View
 from xmodal.training.agreement import facts_of_run, require_agreement
 from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
@@ -26,12 +25,12 @@ from xmodal.training.job import joined_ranks
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.pictures import Pictures
 from xmodal.training.pinned_config import pin_config
-from xmodal.training.preparation import prepare, start_engine
+from xmodal.training.preparation import checked_view, prepare, start_engine
 from xmodal.training.provenance import settings_without_paths
 from xmodal.training.ranks import Ranks
 from xmodal.training.step_log import StepLog, StepSums, memory_gib
 from xmodal.training.stop import StopRequest
-from xmodal.training.trackers import TrackedRun, open_trackers, require_trackers
+from xmodal.training.trackers import TrackedRun, open_trackers
 from xmodal.training.train_step import TrainStep
 from xmodal.training.trained_student import averaged_student, export_trained
 from xmodal.training.upload import Upload, fetch_newest, wait_for_upload
@@ -61,10 +60,7 @@ def train_within(config: TrainConfig, ranks: Ranks) -> bool:
 
 def _begin(config: TrainConfig) -> View:
     """What can be found out alone: the view, checked; the output folder is there then."""
-    view = open_view(config.view)
-    if not config.allow_forgotten:
-        refuse_forgotten(view)
-    require_trackers(config.trackers)
+    view = checked_view(config)
     LocalStorage(config.output, create=True)
     return view
 
@@ -104,6 +100,7 @@ class _Run:
             ranks=ranks,
             device=self.engine.device,
             dtype=next(self.engine.module.parameters()).dtype,
+            memory_format=prepared.memory_format,
         )
         self.train_step = TrainStep(self.engine, self.pictures, prepared)
         self.step = 0
