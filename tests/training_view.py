@@ -2,17 +2,21 @@
 
 import io
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from shards.augment import AugmentConfig
 from shards.dataset import finish
 from shards.index import read_index
 from shards.storage import LocalStorage
-from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, shard_entry, write_view
+from shards.stream import StreamConfig, TrainStream
+from shards.view import SHARD_SCHEMA, VIEW_SCHEMA, open_view, shard_entry, write_view
 from shards.writer import Sample, write_shard
 
 SOFT_LABELS = ([0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8])
@@ -51,6 +55,43 @@ def make_view(folder: Path, *, num_samples: int, samples_per_shard: int = 15, sp
         description={"counts": {"splits": {name: splits.count(name) for name in ("train", "val", "test")}}},
     )
     return view
+
+
+def train_stream(view: Path, *, rank: int = 0, world_size: int = 1) -> TrainStream:
+    """What a rank trains on by `launchers.settings`."""
+    config = StreamConfig(num_lanes=8, num_workers=0, max_damaged_share=1)
+    return TrainStream(
+        open_view(str(view)),
+        config=config,
+        size=32,
+        augment=AugmentConfig(),
+        global_batch_size=16,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def samples_of_step(view: Path, step: int, *, rank: int, world_size: int) -> list[dict[str, Any]]:
+    """Rows of the view: a rank's samples of a step (from 0) of the first epoch."""
+    for number, (batch,) in enumerate(train_stream(view, rank=rank, world_size=world_size)):
+        if number == step:
+            return open_view(str(view)).split("train").rows.take(batch.rows.tolist()).to_pylist()
+    raise AssertionError(f"the epoch ends before step {step}")
+
+
+@contextmanager
+def damaged_pictures(view: Path, samples: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Within it, the pictures of these rows of a view cannot be decoded."""
+    before = {path: path.read_bytes() for path in (view.parent / "dataset").glob("*.tar")}
+    for sample in samples:
+        with (view.parent / "dataset" / sample["shard"]).open("r+b") as file:
+            file.seek(sample["image_offset"])
+            file.write(bytes(sample["image_length"]))
+    try:
+        yield
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
 
 
 def _sample(number: int, generator: np.random.Generator) -> Sample:

@@ -59,7 +59,8 @@ class StudentConfig:
     pretrained: bool = True
     """Start from the model's published weights."""
     model_args: dict = field(default_factory=dict)
-    """Further arguments of `timm.create_model`, such as `img_size`, `depth`, `drop_path_rate`."""
+    """Further arguments of `timm.create_model`, such as `img_size`, `depth`, `drop_path_rate`. What drop path drops is
+    drawn by each rank in each forward pass: on another number of ranks it is something else."""
     head: Literal["linear", "mlp"] = "linear"
     """`mlp`: the paper's, 32 hidden units with GELU; bare timm does not load such a student, xmodal does."""
     eval_crop_share: float | None = None

@@ -23,12 +23,13 @@ from launchers import (
 )
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_view import make_view
+from training_view import damaged_pictures, make_view
 
 from shards.storage import LocalStorage
 from shards.view import open_view
 from xmodal.labels import CLASSES
 from xmodal.students import StudentConfig, create_student
+from xmodal.training.checkpoint import committed_steps
 from xmodal.training.costs import forward_flops
 from xmodal.training.metrics_file import read_metrics
 
@@ -149,12 +150,10 @@ def test_the_student_learns(small_view, tmp_path):
 
 def test_a_student_is_not_selected_by_pictures_that_cannot_be_decoded(tmp_path):
     view = make_view(tmp_path, num_samples=40)
-    for row in open_view(str(view)).split("val").rows.to_pylist():
-        with (tmp_path / "dataset" / row["shard"]).open("r+b") as file:
-            file.seek(row["image_offset"])
-            file.write(bytes(row["image_length"]))
-    done = launch("python", settings(view, tmp_path / "run", "--select=kl"))
+    with damaged_pictures(view, open_view(str(view)).split("val").rows.to_pylist()):
+        done = launch("python", settings(view, tmp_path / "run", "--select=kl"))
     assert done.returncode == 2, done.stdout
+    assert committed_steps(tmp_path / "run" / "checkpoints") == ["step-00000002"]
     assert "no picture of its val split, to select the best by, can be decoded" in done.stdout
     assert "Traceback" not in done.stdout
 

@@ -1,8 +1,9 @@
-"""Runs that are asked to stop, killed, stalled or fed nonsense: what they leave, and that they go on as if unbroken."""
+"""Runs that are stopped, killed, stalled, or cannot read on: what they leave, and that they go on as if unbroken."""
 
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -25,13 +26,11 @@ from launchers import (
     wait_for_ranks,
     wait_for_step,
 )
-from safetensors import safe_open
 from safetensors.torch import load_file
-from training_view import make_view
+from training_view import damaged_pictures, make_view, samples_of_step
 
 from xmodal.training.agreement import differing
 from xmodal.training.checkpoint import COMMIT_FILE, committed_steps
-from xmodal.training.nonfinite import SkippedSteps, describe, suspects
 
 LENGTH = 27
 """Steps of the runs that are broken off somewhere before; in the first 9, the backbone is frozen."""
@@ -192,6 +191,52 @@ def test_a_rank_that_does_not_answer_is_named_after_the_set_time(small_view, tmp
     assert "Traceback" not in output
 
 
+def test_what_one_rank_cannot_read_ends_all_with_a_checkpoint_and_they_go_on_exactly(tmp_path, unbroken):
+    view, output = make_view(tmp_path, num_samples=180), tmp_path / "run"
+    arguments = settings(view, output, *RECIPE, ZERO2, f"--max_steps={LENGTH}", "--stream.max_damaged_share=0")
+    with damaged_pictures(view, samples_of_step(view, 5, rank=1, world_size=2)[-1:]):
+        codes, outputs = wait_for_ranks(start_ranks([arguments] * 2))
+    assert codes == [2, 2], outputs
+    complaint = "1 of 49 pictures are damaged, more than stream.max_damaged_share = 0.0; the last: "
+    assert f"xmodal: rank 1: {complaint}" in outputs[0]
+    assert f"xmodal: {complaint}" in outputs[1]
+    assert committed_steps(output / "checkpoints") == ["step-00000005"]
+    codes, outputs = wait_for_ranks(start_ranks([arguments] * 2))
+    assert codes == [0, 0], outputs
+    assert f"resuming at step 5 of {LENGTH}" in outputs[0]
+    assert losses(output) == losses(unbroken)
+    assert weights(output) == weights(unbroken)
+
+
+def test_a_run_that_cannot_read_its_first_batch_leaves_no_checkpoint(tmp_path):
+    view = make_view(tmp_path, num_samples=180)
+    with damaged_pictures(view, samples_of_step(view, 0, rank=0, world_size=1)[:1]):
+        done = launch("python", settings(view, tmp_path / "run", "--stream.max_damaged_share=0"))
+    assert done.returncode == 2, done.stdout
+    assert "1 of 17 pictures are damaged" in done.stdout
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_whose_reading_process_stands_still_says_where_it_waits_and_ends(small_view, tmp_path):
+    # Not below what a busy machine takes from the start to the first step.
+    more = ("--epochs=900", "--stream.num_workers=1", "--step_timeout=20")
+    process = start("python", settings(small_view, tmp_path, *more))
+    try:
+        wait_for_step(tmp_path, 3, [process])
+        [reading] = [one for one in psutil.Process(process.pid).children() if "launch/train.py" in one.cmdline()]
+        reading.suspend()
+        process.wait(timeout=200)
+        reading.kill()  # it holds the output, too
+        output, _ = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 70, output
+    assert re.search(r"xmodal: rank 0: step \d+ has taken more than 20 s\n", output)
+    assert " in _next_step\n" in output
+    assert " in _try_get_data\n" in output
+
+
 def test_a_stalled_rank_says_where_it_stands_and_ends():
     program = """
 import time
@@ -208,41 +253,3 @@ with Watchdog(0.5, rank=3) as watchdog:
     assert done.returncode == 70
     assert "waits_for_ever" in done.stderr
     assert "xmodal: rank 3: step 9 has taken more than 0.5 s" in done.stderr
-
-
-def test_steps_of_spoilt_samples_are_skipped_counted_and_named(tmp_path):
-    view = make_view(tmp_path, num_samples=180, spoilt={0})
-    done = launch("python", settings(view, tmp_path / "run", "--epochs=2"))
-    assert done.returncode == 0, done.stdout
-    lines = steps(tmp_path / "run")
-    skipped = [line["step"] for line in lines if line["loss"] is None]
-    assert 1 <= len(skipped) <= 2
-    assert lines[-1]["skipped"] == len(skipped)
-    for step in skipped:
-        assert f"step {step} was skipped: the loss is not finite for 0-0\n" in done.stdout
-    with safe_open(tmp_path / "run" / "student" / "model.safetensors", "pt") as file:
-        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
-
-
-def test_too_many_skipped_steps_in_a_row_end_the_run_and_name_the_samples(tmp_path):
-    view = make_view(tmp_path, num_samples=180, spoilt=range(180))
-    done = launch("python", settings(view, tmp_path / "run", "--max_skipped_steps=2"))
-    assert done.returncode == 2, done.stdout
-    assert "step 3: 3 steps in a row were skipped: the loss is not finite for " in done.stdout
-    assert "Traceback" not in done.stdout
-
-
-def test_skipped_steps_in_a_row_are_counted_anew_after_one_that_was_not():
-    skipped = SkippedSteps(1)
-    for was_applied in (False, True, False):
-        skipped.add(was_applied=was_applied)
-        assert not skipped.are_too_many()
-    skipped.add(was_applied=False)
-    assert skipped.are_too_many()
-    assert skipped.state_dict() == {"total": 3, "in_a_row": 2}
-
-
-def test_suspects_are_those_without_a_finite_loss_or_all():
-    assert suspects(torch.tensor([1.0, float("nan"), float("inf")]), ["a", "b", "c"]) == ["b", "c"]
-    assert suspects(torch.tensor([1.0, 2.0]), ["a", "b"]) == ["a", "b"]
-    assert describe(False, [str(i) for i in range(25)]).endswith("18, 19 and 5 more")

@@ -89,7 +89,7 @@ class TrainConfig:
     """From a view to a student."""
 
     view: str
-    """Folder of the view."""
+    """The view: its folder, or `s3://BUCKET/PREFIX`."""
     allow_forgotten: bool = False
     """Train on a view although posts of it were forgotten since it was made (`xmodal forget`)."""
     output: str
@@ -106,7 +106,8 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     mixup: float = 0.0
     """Each picture is mixed with another of its batch, and matched to the labels of both, by shares that are drawn from
-    Beta(mixup, mixup): 0.2 mixes most but a little, 0.8 about evenly. 0: none."""
+    Beta(mixup, mixup): 0.2 mixes most but a little, 0.8 about evenly. A batch is what a rank has in one forward pass:
+    other ranks, or another micro_batch_size, mix others. 0: none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: int = 10
     """Passes over the view's train split."""
@@ -127,9 +128,12 @@ class TrainConfig:
     global_batch_size: int = 256
     """Samples of one optimizer step over all ranks."""
     micro_batch_size: int = 0
-    """Samples of one forward pass of a rank; the rest is accumulated. 0: all of a rank's share at once."""
+    """Samples of one forward pass of a rank; the rest is accumulated. 0: all of a rank's share at once. The student is
+    the same but for rounding, unless it has batch norms, or something is drawn for each forward pass: mixup, drop path,
+    dropout, the mirror images of keep_features."""
     seed: int = 0
-    """Decides the initial weights, drop path and dropout. `stream.seed` decides order and augmentation."""
+    """Decides the initial weights and, on so many ranks, what mixup, drop path and dropout draw. `stream.seed` decides
+    order and augmentation, on any number of ranks."""
     log_every_steps: int = 10
     """Steps that one line of the log, and of metrics.jsonl, sums up."""
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
@@ -143,8 +147,8 @@ class TrainConfig:
     checkpoint_every_epochs: int = 1
     """Epochs between checkpoints, each after its validation; 0 for none."""
     checkpoint_every_steps: int = 0
-    """Optimizer steps between checkpoints, besides those of epochs; 0 for none. With neither, a run that is cut off
-    starts anew."""
+    """Optimizer steps between checkpoints, besides those of epochs; 0 for none. With either, there is one of the last
+    step, too; with neither, a run that is cut off starts anew."""
     keep_checkpoints: int = 2
     """The newest checkpoints, so many of them, are kept. So is the best by validation (see `select`)."""
     select: Literal["last", "kl", "polarity_agreement"] = "last"
@@ -162,7 +166,8 @@ class TrainConfig:
     """Once this file is there, the run makes a checkpoint, removes the file and ends with exit code 75, as it does at
     SIGTERM. Empty: `stop` in `output`."""
     max_skipped_steps: int = 10
-    """Steps in a row that may be skipped because a loss or a gradient is not finite; one more ends the run."""
+    """Steps in a row that may be skipped because a loss or a gradient is not finite; one more ends the run, with a
+    checkpoint."""
     step_timeout: float = 1800.0
     """Seconds that a step, a validation or a checkpoint may take; then the rank writes the stacks of its threads and
     ends with exit code 70."""

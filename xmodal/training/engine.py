@@ -23,6 +23,7 @@ from shards.json_object import parse_json_object
 from xmodal.students import classifiers
 from xmodal.training import ema
 from xmodal.training.config import OptimizerConfig
+from xmodal.training.finite_steps import leave_out_nonfinite_steps
 
 # DeepSpeed calls what newer torch renamed, at every step.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -200,7 +201,8 @@ def create_engine(
 ) -> Any:
     """A DeepSpeed engine around `model`; every rank must hold the same weights. `set_learning_rate` before each step.
 
-    Raises UserError, naming `deepspeed_file`, for settings that DeepSpeed or this machine cannot do.
+    A step whose gradients are not finite changes nothing. Raises UserError, naming `deepspeed_file`, for settings that
+    DeepSpeed or this machine cannot do.
     """
     # Without ZeRO, DeepSpeed takes a step when it is made, to have the optimizer's state: at a rate of 0 it changes no
     # weight, and the state is dropped, since it would count that step.
@@ -211,6 +213,8 @@ def create_engine(
         raise _refused(deepspeed_file, error) from error
     if engine.zero_optimization_stage() == 0:
         base.state.clear()
+    if engine.optimizer is base:  # in float32 without ZeRO; the optimizers of DeepSpeed do so by themselves
+        leave_out_nonfinite_steps(base)
     return engine
 
 

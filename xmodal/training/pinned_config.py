@@ -19,7 +19,8 @@ MAY_CHANGE = {
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",
 }  # fmt: skip
-"""Settings of `TrainConfig` that do not shape the student: a run may be resumed with others."""
+"""Settings of `TrainConfig` that do not shape the student, or (`micro_batch_size`) no more than another number of ranks
+does: a run may be resumed with others."""
 
 
 def check_pinned_config(folder: Path, config: Any, may_change: Collection[str] = MAY_CHANGE) -> None:

@@ -1,6 +1,7 @@
 """What a run says of its steps: a line on the terminal, `metrics.jsonl`, and trackers such as TensorBoard."""
 
 import logging
+import math
 import resource
 import time
 import zlib
@@ -59,30 +60,65 @@ class StepClock:
 
 
 class StepSums:
-    """What the steps since the last reading add up to; each rank has its own samples."""
+    """What the steps since the last line of the log add up to over all ranks, each of which has its own samples.
+
+    A checkpoint holds it, so the first line of a resumed run is that of an unbroken one. To the last bit: each step's
+    loss is added up over the ranks by itself, and in float64, in which so few float32 numbers have an exact sum; so it
+    does not matter after which steps the ranks did so.
+    """
 
     def __init__(self) -> None:
-        self.clock = StepClock()
-        self._losses: list[torch.Tensor] = []
-        self._samples = 0
+        # Of this rank, until all have added up theirs.
+        self._own_losses: list[torch.Tensor] = []
+        self._own_samples = self._own_damaged = 0
+        # Of all ranks.
+        self._loss = 0.0
+        self._num_steps = self._samples = self._damaged = 0
 
     def add(self, micro_batches: Sequence[Batch], losses: Sequence[torch.Tensor]) -> None:
         """A step's micro-batches, and the losses of each one's samples, `(n,)`."""
-        self._losses += [one.mean() for one in losses]
-        self._samples += sum(checksum(batch.rows) for batch in micro_batches)
+        self._own_losses.append(torch.stack([one.mean() for one in losses]).mean())
+        self._own_samples += sum(checksum(batch.rows) for batch in micro_batches)
+        self._own_damaged += sum(len(batch.damaged) for batch in micro_batches)
 
     def read(self, world_size: int) -> dict[str, float]:
-        """`loss` and `samples` (a checksum) over all ranks, and what this one's clock reads; starts anew.
-
-        All ranks must call it.
+        """`loss`, the mean, and `samples`, a checksum, of the steps since the last reading, and of all steps so far
+        `damaged`: samples that were replaced. All ranks must call it.
         """
-        loss = torch.stack(self._losses).mean()
-        dist.all_reduce(loss)
-        samples = torch.tensor(self._samples, device=loss.device)
-        dist.all_reduce(samples)
-        reading = self.clock.read()
-        self._losses, self._samples = [], 0
-        return {"loss": loss.item() / world_size, "samples": samples.item(), **reading}
+        self._add_up(world_size)
+        reading = {"loss": self._loss / self._num_steps, "samples": self._samples, "damaged": self._damaged}
+        self._loss, self._num_steps, self._samples = 0.0, 0, 0
+        return reading
+
+    def state_dict(self, world_size: int) -> dict[str, Any]:
+        """The sums, for a checkpoint; valid for any number of ranks. All ranks must call it."""
+        self._add_up(world_size)
+        return {
+            "loss": self._loss if math.isfinite(self._loss) else None,  # JSON has no other numbers
+            "num_steps": self._num_steps,
+            "samples": self._samples,
+            "damaged": self._damaged,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on adding up."""
+        self._loss = math.nan if state["loss"] is None else state["loss"]
+        self._num_steps, self._samples, self._damaged = state["num_steps"], state["samples"], state["damaged"]
+
+    def _add_up(self, world_size: int) -> None:
+        if not self._own_losses:
+            return
+        losses = torch.stack(self._own_losses).double()
+        dist.all_reduce(losses)
+        counts = torch.tensor([self._own_samples, self._own_damaged], device=losses.device)
+        dist.all_reduce(counts)
+        for loss in losses.tolist():
+            self._loss += loss / world_size
+        self._num_steps += len(losses)
+        samples, damaged = counts.tolist()
+        self._samples += samples
+        self._damaged += damaged
+        self._own_losses, self._own_samples, self._own_damaged = [], 0, 0
 
 
 class StepLog:

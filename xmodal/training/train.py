@@ -2,9 +2,11 @@
 
 import logging
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -28,7 +30,7 @@ from xmodal.training.pinned_config import pin_config
 from xmodal.training.preparation import checked_view, prepare, start_engine
 from xmodal.training.provenance import settings_without_paths
 from xmodal.training.ranks import Ranks
-from xmodal.training.step_log import StepLog, StepSums, memory_gib
+from xmodal.training.step_log import StepClock, StepLog, StepSums, memory_gib
 from xmodal.training.stop import StopRequest
 from xmodal.training.trackers import TrackedRun, open_trackers
 from xmodal.training.train_step import TrainStep
@@ -45,7 +47,8 @@ def train(config: TrainConfig) -> bool:
 
     Returns False where it was asked to stop before its end; a checkpoint was made then. Raises UserError for a view, a
     student or sizes that do not go together, for a view of posts that were forgotten since it was made, and for ranks
-    that do not agree, before the first step; and where another rank is lost.
+    that do not agree, before the first step; where a rank cannot go on, after a checkpoint if all ranks can make one;
+    and where another rank is lost.
     """
     # Before the ranks wait for each other: the likeliest mistakes are told at once.
     view = _begin(config)
@@ -103,9 +106,11 @@ class _Run:
             memory_format=prepared.memory_format,
         )
         self.train_step = TrainStep(self.engine, self.pictures, prepared)
-        self.step = 0
+        self.step = self.saved_step = 0
         self.run_id = secrets.token_hex(8)
         self.skipped = SkippedSteps(config.max_skipped_steps)
+        self.sums = StepSums()
+        self.validation_cost: float | None = None  # of the weights as they are
         self.features: dict[str, Features] = {}  # of train and val, while they are what is learned from
         # Of the first rank alone.
         self.log: StepLog | None = None
@@ -118,21 +123,17 @@ class _Run:
             self._open_records(is_resumed=is_resumed)
         if self.config.keep_features and self.step < min(self.frozen_steps, self.total_steps):
             self._keep_features()
-        stopped = self._train_epochs()
+        finished = self._train_epochs()
         self.stream.close()
-        finished = self.step == self.total_steps
         if finished:
             self.watchdog.progress("the export of the student")
             export_trained(self.engine, self.config, self.view, self.spec, step=self.step, ranks=self.ranks)
         if self.log:
             self.log.close()
-            if stopped:
-                self.stop.answered()
             if not finished:
+                self.stop.answered()
                 log.info("stopped at step %d of %d, as asked; start it again to go on", self.step, self.total_steps)
-        if self.config.upload:
-            progress = partial(self.watchdog.progress, "the upload of checkpoints")
-            wait_for_upload(self.upload, self.engine.device, progress)
+        self._wait_for_upload()
         return finished
 
     def _resume(self) -> bool:
@@ -141,8 +142,10 @@ class _Run:
         if state is None:
             return False
         self.step, self.run_id = state["step"], state["run_id"]
+        self.saved_step = self.step
         self.stream.load_state_dict(state["stream"])
         self.skipped.load_state_dict(state["skipped"])
+        self.sums.load_state_dict(state["sums"])
         if self.step > self.total_steps:
             raise UserError(
                 f"{self.folder}: at step {self.step} already, beyond the {self.total_steps} of max_steps",
@@ -187,76 +190,105 @@ class _Run:
         self.stream.leave_out_pixels(~self.features["train"].known.numpy())
 
     def _train_epochs(self) -> bool:
-        """To the end of the run, or to a stop request; whether it was one."""
-        stopped = False
-        while self.step < self.total_steps and not stopped:
+        """To the end of the run, or to a stop request; whether it was the end."""
+        while self.step < self.total_steps:
             if self.features and self.step >= self.frozen_steps:
                 self.features = {}
                 self.stream.read_pixels()
             epoch = self.stream.epoch
-            stopped = self._train_epoch()
-            if self.stream.epoch > epoch or self.step == self.total_steps:
-                self.watchdog.progress("validation")
-                average_buffers(self.engine.module, self.ranks.world_size)
-                cost = self._validate(epoch)
-                if stopped or self._is_epoch_saved(epoch):
-                    self._save(cost)
-            elif stopped:
+            if not self._train_epoch():
+                return False
+            self.watchdog.progress("validation")
+            average_buffers(self.engine.module, self.ranks.world_size)
+            self._validate(epoch)
+            if self._is_saved_after(epoch):
                 self._save()
-        return stopped
+        return True
 
     def _train_epoch(self) -> bool:
-        """Steps to the end of the epoch, or of the run, or to a stop request; whether it was one."""
-        sums = StepSums()
-        self.watchdog.progress(f"step {self.step + 1}")
-        for micro_batches in self.stream:
-            sums.clock.data_arrived(sum(len(batch.rows) for batch in micro_batches))
+        """Steps to the end of the epoch, or of the run, or to a stop request; False for that."""
+        clock, batches = StepClock(), iter(self.stream)
+        while True:
+            self.watchdog.progress(f"step {self.step + 1}")
+            micro_batches = self._next_step(batches)
+            if micro_batches is None:
+                return False
+            clock.data_arrived(sum(len(batch.rows) for batch in micro_batches))
             rate, losses = self.train_step.take(self.step, micro_batches, self.features.get("train"))
-            sums.add(micro_batches, losses)
+            self.sums.add(micro_batches, losses)
             self.step += 1
-            self._count_if_skipped(micro_batches, losses)
-            sums.clock.step_done()
-            epoch_ended = self.stream.step == 0
-            if self.step % self.config.log_every_steps == 0 or epoch_ended or self.step == self.total_steps:
-                self._log_steps(sums, rate)
-            stopped = self.stop.agreed(self.engine.device, looks_for_file=self.ranks.is_first)
-            if stopped or epoch_ended or self.step == self.total_steps:
-                return stopped
+            self.validation_cost = None
+            suspects = self._count_if_skipped(micro_batches, losses)
+            clock.step_done()
+            is_end = self.stream.step == 0 or self.step == self.total_steps
+            if is_end or self.step % self.config.log_every_steps == 0:
+                self._log_steps(clock, rate)
+            if self.skipped.are_too_many():
+                self._give_up(too_many(self.skipped.in_a_row, self.step, suspects))
+            if is_end:
+                return True
             every = self.config.checkpoint_every_steps
             if every and self.step % every == 0:
                 self._save()
-                sums.clock.step_done()
-            self.watchdog.progress(f"step {self.step + 1}")
-        raise AssertionError("a stream ends with its epoch")
+                clock.step_done()
 
-    def _count_if_skipped(self, batches: list[Batch], losses: list[torch.Tensor]) -> None:
-        """See whether the step changed the weights. Raises UserError after too many that did not."""
+    def _next_step(self, batches: Iterator[list[Batch]]) -> list[Batch] | None:
+        """The micro-batches of the next step; None, after a checkpoint, where any rank was asked to stop.
+
+        Raises UserError on all ranks, after a checkpoint, where one of them has no batches.
+        """
+        done, failure = self.stream.state_dict(), None
+        try:
+            with told_of_lost_workers():
+                micro_batches = next(batches)
+        except UserError as error:
+            failure = error
+        # Once a step, and here, where all ranks have the weights of the last step and none waits for another's
+        # gradients as yet.
+        asked, failure = self.stop.agreed(self.ranks, self.engine.device, failure)
+        if not asked and not failure:
+            return micro_batches
+        self.stream.load_state_dict(done)
+        if failure:
+            self._give_up(failure)
+        self._save()
+        return None
+
+    def _give_up(self, failure: UserError) -> NoReturn:
+        """Raise it, after a checkpoint: all ranks must call it."""
+        # Besides those that would be kept: what is wrong may have been so for longer.
+        self._save(besides=1)
+        self._wait_for_upload()
+        raise failure
+
+    def _count_if_skipped(self, batches: list[Batch], losses: list[torch.Tensor]) -> str:
+        """See whether the step changed the weights; if it did not, say which samples it had."""
         self.skipped.add(was_applied=self.engine.was_step_applied())
         if not self.skipped.in_a_row:
-            return
+            return ""
         keys = self.view.split("train").rows["key"]
         rows = [row for batch in batches for row in batch.rows.tolist()]
         found = gather_suspects(torch.cat(losses), [keys[row].as_py() for row in rows], self.ranks)
-        if self.skipped.are_too_many():
-            raise too_many(self.skipped.in_a_row, self.step, describe(*found, loss_scale(self.engine)))
+        suspects = describe(*found, loss_scale(self.engine))
         if self.ranks.is_first:
-            log.warning("step %d was skipped: %s", self.step, describe(*found, loss_scale(self.engine)))
+            log.warning("step %d was skipped: %s", self.step, suspects)
+        return suspects
 
-    def _log_steps(self, sums: StepSums, rate: float) -> None:
-        read = sums.read(self.ranks.world_size)
+    def _log_steps(self, clock: StepClock, rate: float) -> None:
+        sums, times = self.sums.read(self.ranks.world_size), clock.read()
         if self.log:
             values = {
-                "loss": read["loss"],
+                "loss": sums["loss"],
                 "grad_norm": gradient_norm(self.engine),
                 "loss_scale": loss_scale(self.engine),
                 "lr": rate,
-                "images_per_second": read["images_per_second"] * self.ranks.world_size,
-                "mfu": self._mfu(read["images_per_second"]),
-                "data_wait_share": read["data_wait_share"],
+                "images_per_second": times["images_per_second"] * self.ranks.world_size,
+                "mfu": self._mfu(times["images_per_second"]),
+                "data_wait_share": times["data_wait_share"],
                 "memory_gib": memory_gib(),
-                "damaged": self.stream.num_damaged,
+                "damaged": sums["damaged"],
                 "skipped": self.skipped.total,
-                "samples": read["samples"],
+                "samples": sums["samples"],
             }
             self.log.write("step", self.step, values)
 
@@ -268,30 +300,40 @@ class _Run:
         passes = PASSES if self.step > self.frozen_steps else 1
         return utilisation(images_per_second, passes * self.flops, self.peak)
 
-    def _validate(self, epoch: int) -> float | None:
-        """Against the teacher, on the val split, if it has samples. Returns what is least in the best checkpoint.
+    def _validate(self, epoch: int) -> None:
+        """Against the teacher, on the val split, if it has samples.
 
         Raises UserError where a student is to be selected by them, and none can be decoded.
         """
         if not self.pictures.num_samples("val"):
-            return None
+            return
         has_average = self.config.optimizer.ema_decay
         student = averaged_student(self.engine, self.config.student) if has_average else self.engine
         values = validate(student, self.pictures, self.loss, self.features.get("val"))
         if not values and self.config.select != "last":
-            raise UserError(
-                f"{self.config.view}: no picture of its val split, to select the best by, can be decoded",
-                "see `xmodal verify` of its datasets, or set select=last",
+            self._give_up(
+                UserError(
+                    f"{self.config.view}: no picture of its val split, to select the best by, can be decoded",
+                    "see `xmodal verify` of its datasets, or set select=last",
+                )
             )
         if self.log and values:
             self.log.write("validation", self.step, {"epoch": epoch, **values})
-        return selection_cost(values, self.config.select)
+        self.validation_cost = selection_cost(values, self.config.select)
 
-    def _is_epoch_saved(self, epoch: int) -> bool:
-        every = self.config.checkpoint_every_epochs
-        return bool(every) and ((epoch + 1) % every == 0 or self.step == self.total_steps)
+    def _is_saved_after(self, epoch: int) -> bool:
+        """Whether the end of this epoch, or of the run in it, is one after which a checkpoint is made."""
+        every_epochs, every_steps = self.config.checkpoint_every_epochs, self.config.checkpoint_every_steps
+        if self.step == self.total_steps:
+            # Whenever any are made: more steps go on from it, and `xmodal export` gives the student of the run's end.
+            return bool(every_epochs or every_steps)
+        of_epochs = every_epochs and (epoch + 1) % every_epochs == 0
+        return bool(of_epochs or (every_steps and self.step % every_steps == 0))
 
-    def _save(self, validation_cost: float | None = None) -> None:
+    def _save(self, *, besides: int = 0) -> None:
+        """Make a checkpoint, unless there is one of this step; `besides`: so many more of the newest are kept."""
+        if self.step == self.saved_step:
+            return
         self.watchdog.progress("saving a checkpoint")
         save_checkpoint(
             self.engine,
@@ -300,11 +342,18 @@ class _Run:
             state={
                 "stream": self.stream.state_dict(),
                 "skipped": self.skipped.state_dict(),
-                "validation_cost": validation_cost,
+                "sums": self.sums.state_dict(self.ranks.world_size),
+                "validation_cost": self.validation_cost,
                 "run_id": self.run_id,  # the first rank's is kept
             },
             ranks=self.ranks,
-            keep=Keep(last=self.config.keep_checkpoints, every_steps=self.config.keep_every_steps),
+            keep=Keep(last=self.config.keep_checkpoints + besides, every_steps=self.config.keep_every_steps),
         )
+        self.saved_step = self.step
         if self.upload:
             self.upload.start()
+
+    def _wait_for_upload(self) -> None:
+        if self.config.upload:
+            progress = partial(self.watchdog.progress, "the upload of checkpoints")
+            wait_for_upload(self.upload, self.engine.device, progress)

@@ -32,7 +32,7 @@ class TrainStep:
 
         With `features` of the train split, the head alone is run on them, and the batches need no pixels.
         """
-        # Drop path and dropout depend on (seed, step, rank) alone: a resumed run draws what it would have drawn.
+        # Mixup, drop path and dropout depend on (seed, step, rank) alone: a resumed run draws what it would have drawn.
         torch.manual_seed((self._seed * 1_000_003 + step) * 4096 + self._pictures.ranks.rank)
         rate = self._set_rates(step)
         with self._phase(step, has_features=features is not None):
