@@ -15,6 +15,7 @@ from shards.storage import LocalStorage, open_storage
 from shards.stream import told_of_lost_workers
 from shards.view import View, open_view
 from xmodal.curation.forgotten import refuse_forgotten
+from xmodal.students import require_replaceable
 from xmodal.training.agreement import facts_of_run, require_agreement
 from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
@@ -66,6 +67,7 @@ def _begin(config: TrainConfig) -> View:
         refuse_forgotten(view)
     require_trackers(config.trackers)
     LocalStorage(config.output, create=True)
+    require_replaceable(str(Path(config.output, "student")))  # told now, not after weeks of training
     return view
 
 
