@@ -1,13 +1,13 @@
 """The training program: one loop, whichever launcher started it and whatever the ZeRO stage."""
 
 import logging
+import math
 import secrets
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from shards.batches import Batch
 from shards.errors import UserError
@@ -32,10 +32,11 @@ from xmodal.training.provenance import settings_without_paths
 from xmodal.training.ranks import Ranks
 from xmodal.training.step_log import StepLog, StepSums, memory_gib
 from xmodal.training.stop import StopRequest
+from xmodal.training.together import first_does
 from xmodal.training.trackers import TrackedRun, open_trackers, require_trackers
 from xmodal.training.train_step import TrainStep
 from xmodal.training.trained_student import averaged_student, export_trained
-from xmodal.training.upload import Upload, fetch_newest, wait_for_upload
+from xmodal.training.upload import Upload, fetch_checkpoints, wait_for_upload
 from xmodal.training.validation import selection_cost, validate
 from xmodal.training.watchdog import Watchdog
 
@@ -75,9 +76,7 @@ def _train(config: TrainConfig, view: View, ranks: Ranks) -> bool:
     require_agreement(facts_of_run(config, view), ranks)
     stop = StopRequest(Path(config.stop_file or Path(config.output, "stop")))
     if config.upload:
-        if ranks.is_first:
-            fetch_newest(open_storage(config.upload, create=True), Path(config.output))
-        dist.barrier()
+        first_does(lambda: fetch_checkpoints(open_storage(config.upload, create=True), Path(config.output)), ranks)
     with told_of_lost_workers(), stop.listening(), Watchdog(config.step_timeout, ranks.rank) as watchdog:
         run = _Run(config, view, ranks, stop, watchdog)
         finished = run.run()
@@ -91,6 +90,7 @@ class _Run:
     def __init__(self, config: TrainConfig, view: View, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> None:
         self.config, self.view, self.ranks, self.stop, self.watchdog = config, view, ranks, stop, watchdog
         self.folder = Path(config.output)
+        self.keep = Keep(last=config.keep_checkpoints, every_steps=config.keep_every_steps)
         prepared = prepare(config, view, ranks)
         self.spec, self.stream, self.loss, self.peak = prepared.spec, prepared.stream, prepared.loss, prepared.peak
         self.frozen_steps, self.total_steps = prepared.frozen_steps, prepared.total_steps
@@ -137,12 +137,14 @@ class _Run:
                 log.info("stopped at step %d of %d, as asked; start it again to go on", self.step, self.total_steps)
         if self.config.upload:
             progress = partial(self.watchdog.progress, "the upload of checkpoints")
-            wait_for_upload(self.upload, self.engine.device, progress)
+            at_most = self.config.upload_grace if stopped else math.inf
+            wait_for_upload(self.upload, self.engine.device, progress, at_most)
         return finished
 
     def _resume(self) -> bool:
         """Go on from the last complete checkpoint; whether there was one."""
-        state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks)
+        required = {"run_id": str, "stream": dict, "skipped": dict}
+        state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks, required=required)
         if state is None:
             return False
         self.step, self.run_id = state["step"], state["run_id"]
@@ -170,7 +172,7 @@ class _Run:
         if not is_resumed:
             pin_config(self.folder, self.config)
         if self.config.upload:
-            self.upload = Upload(self.folder, open_storage(self.config.upload, create=True))
+            self.upload = Upload(self.folder, open_storage(self.config.upload, create=True), self.keep)
             self.upload.start()  # of what was killed before
         log.info(
             "%d samples, %d steps of %d on %d ranks, ZeRO-%d, %s",
@@ -309,7 +311,7 @@ class _Run:
                 "run_id": self.run_id,  # the first rank's is kept
             },
             ranks=self.ranks,
-            keep=Keep(last=self.config.keep_checkpoints, every_steps=self.config.keep_every_steps),
+            keep=self.keep,
         )
         if self.upload:
             self.upload.start()
