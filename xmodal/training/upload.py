@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _LIST = "checkpoints.json"
 """Names all folders of which something may lie there: storages list objects, not folders."""
 _ALSO = ("config.json", metrics_file.NAME)
-Commit = tuple[int, float | None]
+_Commit = tuple[int, float | None]
 """Of a checkpoint: its step, and what it cost in validation, if that was measured."""
 
 
@@ -43,7 +43,7 @@ class Upload:
         self._known = _read_list(storage)
         self._write_list()
         self._complete: set[str] = set()  # of those here
-        self._commits: dict[str, Commit] = {}  # of those there
+        self._commits: dict[str, _Commit] = {}  # of those there
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._last: Future[None] | None = None
 
@@ -90,7 +90,7 @@ class Upload:
         for name in sorted(self._known - kept):
             self._drop(name)
 
-    def _commits_there(self) -> dict[str, "Commit"]:
+    def _commits_there(self) -> dict[str, _Commit]:
         """Those of the checkpoints that are complete there; each is read once."""
         for name in self._known - self._commits.keys():
             with suppress(FileNotFoundError):
@@ -219,7 +219,7 @@ def _read_name(storage: Storage, name: str) -> str:
         return ""
 
 
-def _parse_commit(content: bytes, storage: Storage, name: str) -> Commit:
+def _parse_commit(content: bytes, storage: Storage, name: str) -> _Commit:
     commit = parse_json_object(content, f"{storage.url}/{name}/{COMMIT_FILE}", f"remove {name} there", {"step": int})
     return commit["step"], commit.get("validation_cost")
 
