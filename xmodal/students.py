@@ -40,6 +40,11 @@ PRESETS = {
 MLP_WIDTH = 32
 """Hidden units of the paper's head."""
 
+ONNX_FILE = "model.onnx"
+"""Of a student that was written as ONNX too."""
+_FILES = frozenset({"config.json", "model.safetensors", "README.md", "provenance.json", ONNX_FILE})
+"""All that a student's folder holds."""
+
 Gelu = Literal["exact", "tanh"]
 """GELU by the error function, or approximated by tanh as in the authors' own models."""
 
@@ -105,7 +110,7 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
             model.set_grad_checkpointing(True)
     except _TIMM_ERRORS as error:
         raise UserError(
-            f"student.model: {config.model} with {config.model_args}: {_first_line(error)}",
+            f"student.model: {config.model} with {config.model_args}: {first_line(error)}",
             "see timm.list_models() for names; set student.pretrained=false where no weights can be had",
         ) from error
     return model
@@ -175,7 +180,7 @@ def load_student(folder: str) -> torch.nn.Module:
     try:
         return _create(f"local-dir:{folder}", pretrained=True).eval()
     except _TIMM_ERRORS as error:
-        raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}", "export the student again") from error
+        raise UserError(f"{folder}: cannot be loaded: {first_line(error)}", "export the student again") from error
 
 
 def student_fingerprint(student: torch.nn.Module) -> str:
@@ -215,6 +220,45 @@ def input_spec(model: torch.nn.Module, crop_share: float | None = None, squash: 
     )
 
 
+def require_replaceable(folder: str) -> Path:
+    """Where a student for `folder` is written: links followed, and what lies there may go.
+
+    That is a folder that is new or empty, or one of a student that we wrote, with nothing else in it. Raises UserError
+    for any other, such as that of a run, for a file, and for the folder that this process works in.
+    """
+    target = Path(os.path.realpath(folder))
+    try:
+        names = sorted(os.listdir(target))
+        is_student = not names or _says_labels(target / "config.json")
+    except FileNotFoundError:
+        return target
+    except NotADirectoryError:
+        raise UserError(f"{folder}: is no folder", "give a new or an empty folder, or that of a student") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}", "see to its permissions") from error
+    foreign = [name for name in names if name not in _FILES or not (target / name).is_file()]
+    if foreign or not is_student:
+        why = f"holds {foreign[0]}" if foreign else "has no config.json of a student"
+        raise UserError(
+            f"{folder}: {why}, so it is no student that another one could replace",
+            "give a new or an empty folder, or that of a student",
+        )
+    if target == Path.cwd():
+        raise UserError(
+            f"{folder}: is the folder that this command runs in, so it cannot be replaced", "give another folder"
+        )
+    return target
+
+
+def _says_labels(path: Path) -> bool:
+    """Whether this is the `config.json` of a student."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("label_names") == list(CLASSES)
+
+
 def export_student(
     model: torch.nn.Module, folder: str, *, crop_share: float, squash: bool = False, provenance: Mapping[str, Any]
 ) -> None:
@@ -223,35 +267,43 @@ def export_student(
     The folder is never seen half written; a student that was there is moved aside first. Bare timm loads that of a
     student with the linear head: `timm.create_model("local-dir:FOLDER", pretrained=True)`; `load_student` loads all.
 
-    Raises UserError where the disk takes no more weights.
+    Raises UserError for a folder that holds something else (`require_replaceable`), and where it cannot be written.
     """
-    target = Path(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+    target = require_replaceable(folder)
     try:
-        save_for_hf(
-            model,
-            str(staged),
-            model_config={"label_names": list(CLASSES), **_head_config(model)},
-            safe_serialization=True,
-            data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
-        )
-        give_default_permissions(staged / "model.safetensors")
-        (staged / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-        (staged / "README.md").write_text(_model_card(model, provenance))
-        staged.chmod(0o755)
-        retired = target.with_name(f".tmp-{target.name}-retired")
-        shutil.rmtree(retired, ignore_errors=True)
-        if target.exists():
-            os.rename(target, retired)
-        os.rename(staged, target)
-        shutil.rmtree(retired, ignore_errors=True)
-    except SafetensorError as error:  # its word for whatever the system says
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+        try:
+            _write_student(model, staged, crop_share=crop_share, squash=squash, provenance=provenance)
+            retired = target.with_name(f".tmp-{target.name}-retired")
+            shutil.rmtree(retired, ignore_errors=True)
+            if target.exists():
+                os.rename(target, retired)
+            os.rename(staged, target)
+            shutil.rmtree(retired, ignore_errors=True)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)  # gigabytes that nobody would look for
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for whatever the system says
         raise UserError(
-            f"{folder}: cannot be written to: {error}", "see to its free space, or give another folder"
+            f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or first_line(error)}",
+            "see to its permissions and its free space, or give another folder",
         ) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)  # gigabytes that nobody would look for
+
+
+def _write_student(
+    model: torch.nn.Module, folder: Path, *, crop_share: float, squash: bool, provenance: Mapping[str, Any]
+) -> None:
+    save_for_hf(
+        model,
+        str(folder),
+        model_config={"label_names": list(CLASSES), **_head_config(model)},
+        safe_serialization=True,
+        data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
+    )
+    give_default_permissions(folder / "model.safetensors")
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    (folder / "README.md").write_text(_model_card(model, provenance))
+    folder.chmod(0o755)
 
 
 def _head_config(model: torch.nn.Module) -> dict[str, str]:
@@ -283,5 +335,6 @@ _LOAD_BY_XMODAL = """from xmodal.students import load_student
 model = load_student("PATH_OF_THIS_FOLDER")"""
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -215,12 +215,80 @@ def test_others_may_read_an_exported_student(tmp_path):
 
 def test_a_new_export_replaces_the_old_folder_whole(tmp_path):
     folder = export(new_student(**TINY), tmp_path / "student")
-    (folder / "notes.txt").write_text("of the old one")
+    (folder / "model.onnx").write_text("of the old one")
     deeper = new_student(**TINY | {"depth": 3})
     export(deeper, folder)
-    assert not (folder / "notes.txt").exists()
+    assert not (folder / "model.onnx").exists()
     assert torch.equal(logits(load_student(str(folder))), logits(deeper))
     assert [entry.name for entry in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_student_may_be_written_to_an_empty_folder_and_through_a_link(tmp_path):
+    student = new_student(**TINY)
+    (tmp_path / "empty").mkdir()
+    export(student, tmp_path / "empty")
+    (tmp_path / "link").symlink_to("empty")
+    deeper = new_student(**TINY | {"depth": 3})
+    export(deeper, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert torch.equal(logits(load_student(str(tmp_path / "empty"))), logits(deeper))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "link"]
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def add(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda folder: add(export(new_student(**TINY), folder), "notes.txt"), "holds notes.txt"),
+        (lambda folder: add(export(new_student(**TINY), folder), "checkpoints/a/commit.json"), "holds checkpoints"),
+        (lambda folder: add(export(new_student(**TINY), folder), ".git/HEAD"), "holds .git"),
+        (lambda folder: add(folder, "config.json", "checkpoints/step-1/commit.json"), "holds checkpoints"),
+        (lambda folder: add(folder, "config.json"), "no config.json of a student"),
+        (lambda folder: add(folder, "README.md"), "no config.json of a student"),
+        (lambda folder: add(folder, "config.json/config.json"), "cannot be read"),
+        (lambda folder: add(folder.parent, "there") / "there", "is no folder"),
+        (lambda folder: add(folder.parent, "there") / "there" / "below", "is no folder"),
+    ],
+    ids=["notes", "student-and-run", "cloned", "run", "begun-run", "project", "odd", "file", "below-a-file"],
+)
+def test_what_is_no_student_is_not_replaced(tmp_path, make, why):
+    folder = make(tmp_path / "there")
+    before = files_below(tmp_path)
+    with pytest.raises(UserError) as caught:
+        export(new_student(**TINY), folder)
+    assert why in caught.value.what
+    assert str(folder) in caught.value.what
+    assert len(str(caught.value).splitlines()) == 2
+    assert files_below(tmp_path) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_folder_that_one_works_in_is_not_replaced(tmp_path, monkeypatch):
+    export(new_student(**TINY), tmp_path / "student")
+    (tmp_path / "empty").mkdir()
+    for folder in ("student", "empty"):
+        monkeypatch.chdir(tmp_path / folder)
+        with pytest.raises(UserError, match="the folder that this command runs in"):
+            export(new_student(**TINY), Path())
+        assert Path.cwd() == tmp_path / folder
+
+
+def test_a_folder_where_none_can_be_made_is_a_users_mistake():
+    with pytest.raises(UserError) as caught:
+        export(new_student(**TINY), Path("/proc/students/new"))
+    assert caught.value.what == "/proc/students/new: cannot be written to: No such file or directory"
+    assert len(str(caught.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize(

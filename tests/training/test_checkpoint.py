@@ -2,15 +2,35 @@
 
 import itertools
 import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from launchers import free_port, start_program
+from launchers import (
+    ROOT,
+    command,
+    environment,
+    free_port,
+    launch,
+    settings,
+    start_program,
+    start_ranks,
+    wait_for_ranks,
+    wait_for_step,
+)
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from xmodal.training.checkpoint import Keep, best_step, kept_steps
+from shards.errors import UserError
+from xmodal.training.checkpoint import Keep, best_step, committed_steps, kept_steps, read_commit
+from xmodal.training.metrics_file import append_metrics
 
 STEPS = st.lists(st.integers(1, 10_000), unique=True, min_size=1).map(sorted)
 
@@ -93,3 +113,170 @@ def test_a_checkpoint_says_what_it_is_of_and_names_whole_parameters(by_two_ranks
             shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     for kind in ("weight", "exp_avg", "exp_avg_sq", "ema"):
         assert shapes[f"{kind}:head.weight"] == [3, 32]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "not JSON"),
+        ('{"step": 9, "world_', "not JSON"),
+        ("[9]", "holds no JSON object"),
+        ('{"step": "9", "world_size": 1}', "step: missing, or no int"),
+        ('{"step": 9, "world_size": 1}', "stream: missing, or no dict"),
+    ],
+)
+def test_a_damaged_commit_file_is_told_with_its_folder(tmp_path, content, said):
+    (tmp_path / "commit.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_commit(tmp_path, {"stream": dict})
+    assert caught.value.what.startswith(f"{tmp_path / 'commit.json'}: {said}")
+    assert f"remove {tmp_path}" in caught.value.remedy
+
+
+@pytest.fixture(scope="module")
+def run(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a batch norm, so that its student has buffers, after one step."""
+    output = tmp_path_factory.mktemp("run")
+    done = launch("python", of_run(small_view, output))
+    assert done.returncode == 0, done.stdout
+    return output
+
+
+def of_run(view: Path, output: Path) -> list[str]:
+    student = ("--student.model=resnet10t", "--student.model_args={}", "--max_steps=1")
+    return settings(view, output, *student)
+
+
+def cut_commit(checkpoint: Path) -> None:
+    path = checkpoint / "commit.json"
+    path.write_text(path.read_text()[:-20])
+
+
+def cut_share(checkpoint: Path) -> None:
+    path = checkpoint / "rank-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def change_share(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = checkpoint / "rank-00000.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+DAMAGES = {
+    "cut-commit": (cut_commit, "commit.json: not JSON"),
+    "cut-share": (cut_share, "cannot be loaded"),
+    "renamed": (
+        lambda folder: change_share(folder, lambda held: held.update({"weight:fc.gain": held.pop("weight:fc.bias")})),
+        "is of another student: weight:fc.bias is missing there and (3,) here",
+    ),
+    "further": (
+        lambda folder: change_share(folder, lambda held: held.update({"weight:fc.gain": torch.zeros(3)})),
+        "is of another student: weight:fc.gain is (3,) there and missing here",
+    ),
+    "broadcast": (
+        lambda folder: change_share(folder, lambda held: held.update({"weight:fc.bias": torch.zeros(1)})),
+        "is of another student: weight:fc.bias is (1,) there and (3,) here",
+    ),
+    "moment": (
+        lambda folder: change_share(folder, lambda held: held.update({"exp_avg:fc.bias": torch.zeros(1)})),
+        "is of another student: exp_avg:fc.bias is (1,) there and (3,) here",
+    ),
+    "no-buffer": (
+        lambda folder: change_share(folder, lambda held: held.pop("buffer:bn1.running_mean")),
+        "is of another student: buffer:bn1.running_mean is missing there",
+    ),
+}
+
+
+LOAD_ALL = """
+import json, sys
+from shards.errors import UserError
+from xmodal.cli.arguments import read_config
+from xmodal.cli.training import train
+from xmodal.training.config import TrainConfig
+from xmodal.training.job import joined_ranks
+from xmodal.training.train import train_within
+with joined_ranks(600) as ranks:
+    for arguments in json.loads(sys.argv[1]):
+        try:
+            train_within(read_config(TrainConfig, arguments, train), ranks)
+        except UserError as error:
+            print(json.dumps([error.what, error.remedy]))
+"""
+
+
+def test_a_checkpoint_that_is_damaged_or_of_another_student_is_a_users_mistake(run, small_view, tmp_path):
+    for name, (damage, _) in DAMAGES.items():
+        damage(shutil.copytree(run, tmp_path / name) / "checkpoints" / "step-00000001")
+    runs = json.dumps([of_run(small_view, tmp_path / name) for name in DAMAGES])
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_ALL, runs], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    for line, (name, (_, said)) in zip(done.stdout.splitlines(), DAMAGES.items(), strict=True):
+        what, remedy = json.loads(line)
+        assert what.startswith(f"{tmp_path / name}/checkpoints/step-00000001")
+        assert said in what
+        assert "remove" in remedy or "give a new `output` folder" in remedy
+
+
+def in_small_disk(folder: Path, kib: int, arguments: Sequence[str]) -> list[str]:
+    """A command with a disk of so many KiB at `folder`, which it alone sees; it lists at the end what it has left."""
+    script = f"""
+        mount -t tmpfs -o size={kib}k tmpfs '{folder}' || exit 99
+        "$@"
+        code=$?
+        cd '{folder}' && find checkpoints | sort
+        exit $code
+    """
+    return ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *arguments]
+
+
+def test_where_the_disk_is_full_nothing_is_left_of_the_checkpoint_and_it_is_told(small_view, tmp_path):
+    tried = subprocess.run(in_small_disk(tmp_path, 100, ["true"]), capture_output=True, check=False)
+    if tried.returncode == 99 or b"unshare" in tried.stderr:
+        pytest.skip("may not mount a disk of its own")
+    more = ("--epochs=9", "--checkpoint_every_steps=1", "--checkpoint_every_epochs=0", "--keep_checkpoints=9")
+    program = command("python", settings(small_view, tmp_path, *more))
+    # A checkpoint takes 400 KiB.
+    done = subprocess.run(
+        in_small_disk(tmp_path, 1000, program),
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stdout
+    told = done.stdout.splitlines()
+    [place] = [place for place, line in enumerate(told) if "No space left on device" in line]
+    assert told[place].startswith(f"xmodal: {tmp_path}/checkpoints/step-00000003: cannot be written to: ")
+    assert "goes on from the checkpoint before" in told[place + 1]
+    whole = [
+        f"checkpoints/step-0000000{step}{file}"
+        for step in (1, 2)
+        for file in ("", "/commit.json", "/rank-00000.safetensors")
+    ]
+    assert told[place + 2 :] == ["checkpoints", "checkpoints/latest", *whole]
+
+
+def test_where_one_rank_cannot_write_all_say_so(small_view, tmp_path):
+    more = ("--epochs=60", "--checkpoint_every_steps=4", "--checkpoint_every_epochs=0")
+    ranks = start_ranks([settings(small_view, tmp_path, *more)] * 2)
+    wait_for_step(tmp_path, 6, ranks)
+    # Longer files are refused to it from now on.
+    resource.prlimit(ranks[1].pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        assert ": cannot be written to: " in output
+        assert "File too large" in output
+        assert "Traceback" not in output
+    checkpoints = tmp_path / "checkpoints"
+    assert [path.name for path in sorted(checkpoints.glob("*-*"))] == committed_steps(checkpoints)
+    assert committed_steps(checkpoints)
+
+
+def test_a_line_of_metrics_that_cannot_be_written_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError) as caught:
+        append_metrics(tmp_path / "gone", "step", 1, {"loss": 1.0})
+    assert caught.value.what == f"{tmp_path / 'gone'}: cannot be written to: No such file or directory"

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from launchers import launch, settings
+from launchers import free_port, launch, settings
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
@@ -100,6 +100,57 @@ def test_what_is_no_run_is_refused(plain, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def files_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("output", ["run", ".", "run/checkpoints", "run/checkpoints/step-00000018", "run/config.json"])
+def test_neither_the_run_nor_what_holds_it_is_replaced_by_its_student(plain, tmp_path, monkeypatch, capsys, output):
+    shutil.copytree(plain, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    before = files_below(tmp_path)
+    for spelt in (output, str(tmp_path / output)):
+        assert cli.main(["export", "run", spelt]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 2
+        assert told[0].startswith(f"xmodal: {spelt}: ")
+        assert "give a new or an empty folder" in told[1]
+    assert files_below(tmp_path) == before
+    assert cli.main(["export", "run", "run/student"]) == 0
+
+
+def test_training_does_not_begin_where_its_student_could_not_be_written(small_view, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "thesis.tex").touch()
+    done = launch("python", settings(small_view, tmp_path))
+    assert done.returncode == 2, done.stdout
+    assert f"{tmp_path}/student: holds thesis.tex, so it is no student" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert (tmp_path / "student" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "commit.json: not JSON"),
+        ("", "commit.json: not JSON"),
+        ("[]", "commit.json: holds no JSON object"),
+        ('{"step": 18}', "commit.json: world_size: missing, or no int"),
+        ('{"step": 18, "world_size": 1}', "commit.json: stream: missing, or no dict"),
+        ('{"step": 18, "world_size": 3, "stream": {"fingerprint": ""}}', "step-00000018: cannot be loaded"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_in_two_lines(plain, tmp_path, capsys, content, said):
+    run = shutil.copytree(plain, tmp_path / "run")
+    (run / "checkpoints" / "step-00000018" / "commit.json").write_text(content)
+    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert said in told[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_config_of_another_version_is_refused(plain, tmp_path):
     run = shutil.copytree(plain, tmp_path / "run")
     settings = json.loads((run / "config.json").read_text())
@@ -155,6 +206,17 @@ def test_onnx_says_what_the_student_says_of_any_number_of_pictures(averaged, tmp
     [logits] = session.run(None, {"pixels": pictures.numpy()})
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(logits), load_student(str(tmp_path / "out"))(pictures))
+
+
+def test_a_student_that_says_nothing_is_not_found_equal_to_its_onnx(plain, tmp_path):
+    run = shutil.copytree(plain, tmp_path / "run")
+    path = find_checkpoint(run) / "rank-00000.safetensors"
+    held = load_file(path)
+    held["weight:head.bias"].fill_(torch.nan)
+    save_file(held, path)
+    with pytest.raises(UserError, match="its logits differ from the student's by up to nan"):
+        export(ExportConfig(checkpoint=str(run), output=str(tmp_path / "out"), onnx=True))
+    assert not (tmp_path / "out" / "model.onnx").exists()
 
 
 class Hub(ThreadingHTTPServer):
@@ -241,3 +303,17 @@ def test_a_hub_that_refuses_is_told_in_two_lines(hub_url, plain, tmp_path, capsy
     assert told[0].startswith("xmodal: push_to_hub: nobody/student: ")
     assert "403" in told[0] or "404" in told[0]
     assert "HF_TOKEN" in told[1]
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{port}", "http://127.0.0.1:{port}:80"])
+def test_a_hub_that_cannot_be_reached_is_told_in_two_lines(plain, tmp_path, monkeypatch, capsys, endpoint):
+    url = endpoint.format(port=free_port())
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    assert cli.main(["export", str(plain), str(tmp_path / "out"), "--push-to-hub", "somebody/student"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith(f"xmodal: push_to_hub: somebody/student: {url} cannot be reached: ")
+    assert f"the student is in {tmp_path / 'out'}" in told[1]
+    assert load_student(str(tmp_path / "out"))

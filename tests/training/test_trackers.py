@@ -1,10 +1,14 @@
 """Trackers of experiments: they get a run's numbers, from one rank, and go on with it when it is resumed."""
 
+import resource
 import sys
 
+import pytest
 from launchers import ROOT, launch, settings
 
+from shards.errors import UserError
 from xmodal import cli
+from xmodal.training.trackers import TrackedRun, open_trackers
 
 
 def test_wandb_gets_the_numbers_and_goes_on_with_the_run_that_is_resumed(small_view, tmp_path, monkeypatch):
@@ -45,3 +49,24 @@ def test_a_tracker_that_is_not_installed_is_told_in_two_lines_before_the_run(sma
 def test_a_tracker_that_is_named_twice_is_refused(small_view, tmp_path, capsys):
     assert cli.main(["train", *settings(small_view, tmp_path / "run", "--trackers=[wandb,wandb]")]) == 2
     assert "names one twice" in capsys.readouterr().err
+
+
+# It is TensorBoard's own thread that fails, and says so; then it tells whoever gives it more.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_where_the_disk_takes_no_more_of_tensorboard_it_is_told(tmp_path):
+    run = TrackedRun(folder=tmp_path, run_id="1", wandb_project="", settings={}, resumed_step=0)
+    [tracker] = open_trackers(["tensorboard"], run)
+
+    def log_much() -> None:
+        for step in range(1000):
+            tracker.log({"step/loss": 1.0}, step)
+        tracker.close()
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError) as caught:
+            log_much()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.what == f"{tmp_path / 'tensorboard'}: cannot be written to: File too large"

@@ -4,17 +4,22 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import s3_servers
-from launchers import launch, losses, settings
+from fault_proxy import Fault, proxying
+from launchers import launch, losses, settings, start_ranks, wait_for_ranks, wait_for_step
 
+from shards.errors import UserError
 from shards.s3_storage import S3Storage
-from shards.storage import LocalStorage
-from xmodal.training.checkpoint import committed_steps
-from xmodal.training.upload import Upload, fetch_newest
+from shards.storage import LocalStorage, Storage
+from xmodal.training.checkpoint import Keep, committed_steps
+from xmodal.training.upload import Upload, fetch_checkpoints
+
+KEEP = Keep(last=2)
 
 
 @pytest.fixture
@@ -57,14 +62,47 @@ def test_a_run_whose_machine_is_lost_goes_on_exactly_from_the_copy_of_its_newest
     assert (tmp_path / "student" / "model.safetensors").read_bytes() == weights
 
 
-def write_checkpoint(folder: Path, step: int) -> str:
+def test_a_run_whose_machine_is_lost_selects_the_best_of_before_and_keeps_what_it_kept(small_view, tmp_path, bucket):
+    more = (
+        "--epochs=4", "--select=kl", "--checkpoint_every_steps=5", "--keep_every_steps=10", "--keep_checkpoints=4",
+        f"--upload={bucket}",
+    )  # fmt: skip
+    output, remote = tmp_path / "run", S3Storage(bucket)
+    done = launch("python", settings(small_view, output, *more, "--max_steps=27"))
+    assert done.returncode == 0, done.stdout
+    # Made at 5, 9 (an epoch's end), 10, 15, 18, 20, 25, 27; it learns, so the newest is the best.
+    assert uploaded(remote) == [10, 18, 20, 25, 27]
+    # As if that of the second epoch had been, by far.
+    best = remote.below("step-00000018")
+    best.replace("commit.json", json.dumps(json.loads(best.read("commit.json")) | {"validation_cost": -1.0}).encode())
+    remote.replace("best", b"step-00000018")
+    shutil.rmtree(output)
+    done = launch("python", settings(small_view, output, *more))
+    assert done.returncode == 0, done.stdout
+    assert "resuming at step 27 of 36" in done.stdout
+    assert json.loads((output / "student" / "provenance.json").read_text())["steps"] == 18
+    # Then at 30, 35 and 36.
+    assert uploaded(remote) == [10, 18, 20, 27, 30, 35, 36]
+    assert (remote.read("latest"), remote.read("best")) == (b"step-00000036", b"step-00000018")
+
+
+def uploaded(remote: S3Storage) -> list[int]:
+    """Steps of the complete checkpoints of a bucket; nothing else may lie there."""
+    names = json.loads(remote.read("checkpoints.json"))
+    assert sorted({name.split("/")[0] for name in remote.names_below() if "/" in name}) == names
+    assert all(remote.below(name).exists("commit.json") for name in names)
+    return [int(name[5:]) for name in names]
+
+
+def write_checkpoint(folder: Path, step: int, cost: float | None = None) -> str:
     """A run's folder with one more checkpoint, of two files."""
     name = f"step-{step:08d}"
     checkpoint = folder / "checkpoints" / name
     checkpoint.mkdir(parents=True)
     for rank in range(2):
         (checkpoint / f"rank-{rank:05d}.safetensors").write_bytes(os.urandom(100))
-    (checkpoint / "commit.json").write_text(json.dumps({"step": step, "world_size": 2}))
+    commit = {"step": step, "world_size": 2, "validation_cost": cost}
+    (checkpoint / "commit.json").write_text(json.dumps(commit))
     (folder / "config.json").write_text("{}")
     (folder / "metrics.jsonl").write_text("")
     return name
@@ -101,7 +139,7 @@ def there(storage: LocalStorage) -> list[str]:
 
 def test_what_fails_is_copied_with_the_next_checkpoint_and_what_is_gone_here_is_dropped_there(tmp_path, caplog):
     storage = Slow(tmp_path / "remote")
-    upload = Upload(tmp_path / "run", storage)
+    upload = Upload(tmp_path / "run", storage, KEEP)
     storage.is_broken = True
     first = write_checkpoint(tmp_path / "run", 1)
     upload.start()
@@ -115,7 +153,7 @@ def test_what_fails_is_copied_with_the_next_checkpoint_and_what_is_gone_here_is_
     assert there(storage) == [first, second]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / first)
     # Another process's: it learns from the storage what lies there.
-    upload = Upload(tmp_path / "run", storage)
+    upload = Upload(tmp_path / "run", storage, KEEP)
     third = write_checkpoint(tmp_path / "run", 3)
     upload.start()
     assert upload.is_done(60)
@@ -125,7 +163,7 @@ def test_what_fails_is_copied_with_the_next_checkpoint_and_what_is_gone_here_is_
 
 def test_a_checkpoint_that_is_dropped_while_it_is_copied_is_absent_there_and_told(tmp_path, caplog):
     storage = Slow(tmp_path / "remote")
-    upload = Upload(tmp_path / "run", storage)
+    upload = Upload(tmp_path / "run", storage, KEEP)
     first = write_checkpoint(tmp_path / "run", 1)
     storage.may_go_on.clear()
     upload.start()
@@ -142,17 +180,154 @@ def test_a_checkpoint_that_is_dropped_while_it_is_copied_is_absent_there_and_tol
 
 def test_only_what_is_newer_and_complete_is_fetched(tmp_path):
     storage = LocalStorage(tmp_path / "remote", create=True)
-    fetch_newest(storage, tmp_path / "new")
+    fetch_checkpoints(storage, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     newest = write_checkpoint(tmp_path / "run", 3)
-    upload = Upload(tmp_path / "run", storage)
+    upload = Upload(tmp_path / "run", storage, KEEP)
     upload.start()
     assert upload.is_done(60)
     write_checkpoint(tmp_path / "new", 2)
-    fetch_newest(storage, tmp_path / "new")
+    fetch_checkpoints(storage, tmp_path / "new")
     assert committed_steps(tmp_path / "new" / "checkpoints")[-1] == newest
     for path in (tmp_path / "run" / "checkpoints" / newest).iterdir():
         assert (tmp_path / "new" / "checkpoints" / newest / path.name).read_bytes() == path.read_bytes()
     ahead = write_checkpoint(tmp_path / "new", 4)
-    fetch_newest(storage, tmp_path / "new")
+    fetch_checkpoints(storage, tmp_path / "new")
     assert committed_steps(tmp_path / "new" / "checkpoints")[-1] == ahead
+
+
+def copy_of(run: Path, storage: Storage, keep: Keep = KEEP) -> None:
+    upload = Upload(run, storage, keep)
+    upload.start()
+    assert upload.is_done(60)
+
+
+def test_a_lost_folder_with_few_checkpoints_drops_none_that_are_kept(tmp_path, bucket):
+    storage, keep = S3Storage(bucket), Keep(last=1, every_steps=12)
+    for step, cost in ((12, 0.5), (24, 0.1), (27, 0.2)):
+        write_checkpoint(tmp_path / "lost", step, cost)
+    copy_of(tmp_path / "lost", storage, keep)
+    on_storage = set(storage.names_below())
+    fetch_checkpoints(storage, tmp_path / "new")
+    assert committed_steps(tmp_path / "new" / "checkpoints") == ["step-00000024", "step-00000027"]
+    for name, said in (("latest", "step-00000027"), ("best", "step-00000024")):
+        assert (tmp_path / "new" / "checkpoints" / name).read_text() == said
+    copy_of(tmp_path / "new", storage, keep)
+    assert set(storage.names_below()) == on_storage
+    newest = write_checkpoint(tmp_path / "new", 30, 0.3)
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "step-00000027")  # as the run does
+    copy_of(tmp_path / "new", storage, keep)
+    assert uploaded(storage) == [12, 24, 30]
+    assert (storage.read("latest"), storage.read("best")) == (newest.encode(), b"step-00000024")
+
+
+def test_what_is_newer_than_where_the_run_goes_on_counts_for_nothing_and_is_not_dropped(tmp_path):
+    storage, keep = LocalStorage(tmp_path / "remote", create=True), Keep(last=1)
+    for step, cost in ((3, 0.5), (6, 0.4), (9, 0.1)):
+        write_checkpoint(tmp_path / "lost", step, cost)
+    copy_of(tmp_path / "lost", storage, Keep(last=3))
+    storage.replace("latest", b"step-00000006\n")  # as a user writes it
+    fetch_checkpoints(storage, tmp_path / "new")
+    assert committed_steps(tmp_path / "new" / "checkpoints") == ["step-00000006"]
+    copy_of(tmp_path / "new", storage, keep)
+    assert there(storage) == ["step-00000006", "step-00000009"]
+    assert (storage.read("latest"), storage.read("best")) == (b"step-00000006", b"step-00000006")
+
+
+def test_a_best_checkpoint_that_is_gone_does_not_keep_a_run_from_going_on(tmp_path, caplog):
+    storage = LocalStorage(tmp_path / "remote", create=True)
+    newest = write_checkpoint(tmp_path / "run", 3)
+    copy_of(tmp_path / "run", storage)
+    storage.replace("best", b"step-00000001")
+    fetch_checkpoints(storage, tmp_path / "new")
+    assert committed_steps(tmp_path / "new" / "checkpoints") == [newest]
+    assert "step-00000001, the best checkpoint, does not lie on" in caplog.text
+
+
+def test_a_fetch_that_was_broken_off_goes_on_with_the_files_that_are_missing(tmp_path, bucket, monkeypatch):
+    newest = write_checkpoint(tmp_path / "run", 3)
+    copy_of(tmp_path / "run", S3Storage(bucket))
+    with proxying(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+        proxy.plan = lambda method, path, number: Fault(flip_at=5) if path.endswith("rank-00001.safetensors") else None
+        with pytest.raises(UserError, match="is damaged"):
+            fetch_checkpoints(S3Storage(bucket), tmp_path / "new")
+        assert committed_steps(tmp_path / "new" / "checkpoints") == []
+        proxy.plan = lambda method, path, number: None
+        fetch_checkpoints(S3Storage(bucket), tmp_path / "new")
+        asked = {path.rpartition("/")[2]: number for (_, path), number in proxy.requests.items() if "rank-" in path}
+        assert asked == {"rank-00000.safetensors": 1, "rank-00001.safetensors": 2}
+    checkpoints = tmp_path / "new" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", newest]
+    for path in (tmp_path / "run" / "checkpoints" / newest).iterdir():
+        assert (checkpoints / newest / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_of_another_checkpoint_of_the_same_step_are_fetched_anew(tmp_path):
+    storage = LocalStorage(tmp_path / "remote", create=True)
+    newest = write_checkpoint(tmp_path / "run", 3)
+    copy_of(tmp_path / "run", storage)
+    staged = tmp_path / "new" / "checkpoints" / f".tmp-{newest}"
+    shutil.copytree(tmp_path / "run" / "checkpoints" / newest, staged)
+    (staged / "commit.json").write_text("{}")
+    (staged / "rank-00000.safetensors").write_text("of before")
+    (staged / "rank-00007.safetensors").write_text("of before")
+    (staged.parent / ".tmp-step-00000002").mkdir()
+    fetch_checkpoints(storage, tmp_path / "new")
+    fetched = tmp_path / "new" / "checkpoints" / newest
+    assert sorted(path.name for path in fetched.parent.iterdir()) == ["latest", newest]
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoints" / newest).iterdir()
+    }
+
+
+def test_a_newest_checkpoint_that_is_not_there_is_told_by_all_ranks(small_view, tmp_path):
+    LocalStorage(tmp_path / "remote", create=True).replace("latest", b"step-00000003")
+    arguments = settings(small_view, tmp_path / "run", f"--upload={tmp_path / 'remote'}")
+    codes, outputs = wait_for_ranks(start_ranks([arguments] * 2))
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        assert f"xmodal: {tmp_path / 'remote'}: cannot be fetched to" in output
+        assert "Traceback" not in output
+
+
+def test_ranks_wait_for_a_fetch_however_long_it_takes(small_view, tmp_path):
+    arguments = settings(small_view, tmp_path / "run", f"--upload={tmp_path / 'remote'}", "--peer_timeout=15")
+    codes, outputs = wait_for_ranks(start_ranks([[*arguments, "--max_steps=2"]] * 2))
+    assert codes == [0, 0], outputs
+    shutil.rmtree(tmp_path / "run")
+    # Whoever reads it waits for what is written to it.
+    newest = tmp_path / "remote" / "latest"
+    newest.unlink()
+    os.mkfifo(newest)
+    ranks = start_ranks([[*arguments, "--max_steps=3"]] * 2)
+    with newest.open("w") as pipe:
+        time.sleep(20)
+        assert [process.poll() for process in ranks] == [None, None]
+        pipe.write("step-00000002")
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [0, 0], outputs
+    assert "resuming at step 2 of 3" in outputs[0]
+
+
+def test_a_stop_waits_for_the_copy_for_a_set_time_and_the_next_start_makes_it(small_view, tmp_path):
+    remote = tmp_path / "remote"
+    # Whoever looks whether this copy is there waits for ever.
+    (remote / "step-00000004").mkdir(parents=True)
+    os.mkfifo(remote / "step-00000004" / "commit.json")
+    arguments = settings(
+        small_view, tmp_path / "run", f"--upload={remote}", "--checkpoint_every_steps=4", "--keep_checkpoints=9"
+    )
+    ranks = start_ranks([[*arguments, "--epochs=60", "--upload_grace=2"]] * 2)
+    wait_for_step(tmp_path / "run", 5, ranks)
+    (tmp_path / "run" / "stop").touch()
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [75, 75], outputs
+    assert "not all checkpoints are uploaded as yet; the next start goes on with that" in outputs[0]
+    assert there(LocalStorage(remote)) == ["step-00000004"]
+    (remote / "step-00000004" / "commit.json").unlink()
+    done = committed_steps(tmp_path / "run" / "checkpoints")
+    more = f"--max_steps={int(done[-1][5:]) + 1}"
+    codes, outputs = wait_for_ranks(start_ranks([[*arguments, "--epochs=60", more]] * 2))
+    assert codes == [0, 0], outputs
+    assert set(done) < set(there(LocalStorage(remote)))

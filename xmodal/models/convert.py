@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from shards.errors import UserError
-from shards.storage import LocalStorage, told_to_user
+from shards.storage import LocalStorage
 from xmodal.models.keras_file import KerasStudent, UnfitFileError, read_keras_student
 from xmodal.published import PixelRange, PublishedModel, mean_and_std
 from xmodal.students import PRESETS, Gelu, StudentConfig, create_student, export_student, put_mlp_head
@@ -86,8 +86,7 @@ def convert(
         }
     }
     LocalStorage(target.parent, create=True)  # complains of a parent that is no folder
-    with told_to_user(target.parent):
-        export_student(network, folder, crop_share=1.0, squash=True, provenance=provenance)
+    export_student(network, folder, crop_share=1.0, squash=True, provenance=provenance)
     return Conversion(
         folder=folder,
         backbone=backbone,

@@ -9,10 +9,12 @@ validation, `checkpoints/best` name the folder.
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from shards.errors import UserError
+from shards.json_object import parse_json_object
 from shards.storage import LocalStorage, give_default_permissions
 from xmodal.training.engine_state import (
     WEIGHT,
@@ -30,10 +33,14 @@ from xmodal.training.engine_state import (
     restore_loss_scale,
     restore_parameters,
 )
+from xmodal.training.mistakes import by_all
 from xmodal.training.ranks import Ranks
 
 COMMIT_FILE = "commit.json"
 _BUFFER = "buffer"
+_COMMIT = {"step": int, "world_size": int}
+_ENGINE = {"optimizer": dict, "loss_scale": dict}
+"""Of a commit file, with `_COMMIT`: what the engine goes on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +77,14 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int, state: dict[str, An
     """Save the engine and `state` (plain values) as of `step` done steps; all ranks call it.
 
     Of the state, `validation_cost` (None where it was not measured) decides which checkpoint is the best. Raises
-    UserError on the first rank where the others write to a folder that it does not see.
+    UserError on all ranks where the disk of one of them takes no more, and where the first one does not see what the
+    others write; nothing is left of the checkpoint then.
     """
-    target = folder / _tag(step)
-    if ranks.is_first:
-        # What a killed run left of it may be of more ranks.
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    dist.barrier()
-    target.mkdir(parents=True, exist_ok=True)
-    _write_share(engine, target, ranks)
-    dist.barrier()
-    if ranks.is_first:
-        _check_all_wrote(target, ranks)
+    target = folder / folder_name(step)
+    try:
+        by_all(partial(_make_empty, target, ranks))
+        tensors = _own_tensors(engine, ranks)
+        by_all(partial(_write_share, tensors, target, ranks))
         commit = {
             "step": step,
             "world_size": ranks.world_size,
@@ -91,23 +93,36 @@ def save_checkpoint(engine: Any, folder: Path, *, step: int, state: dict[str, An
             "loss_scale": loss_scale_state(engine),
             **state,
         }
-        LocalStorage(target).replace(COMMIT_FILE, json.dumps(commit, indent=2).encode() + b"\n")
-        _name_and_drop(folder, keep)
-    dist.barrier()
+        by_all(partial(_commit, commit, target, ranks))
+    except UserError:
+        if ranks.is_first:
+            shutil.rmtree(target, ignore_errors=True)
+        raise
+    by_all(partial(_name_and_drop, folder, keep, ranks))
 
 
-def load_checkpoint(engine: Any, folder: Path, *, ranks: Ranks) -> dict[str, Any] | None:
+def load_checkpoint(
+    engine: Any, folder: Path, *, ranks: Ranks, required: Mapping[str, type] = MappingProxyType({})
+) -> dict[str, Any] | None:
     """Load the newest complete checkpoint into the engine and return its state; None if there is none.
 
-    It may have been saved by another number of ranks and at another ZeRO stage. Raises UserError if it is damaged.
+    It may have been saved by another number of ranks and at another ZeRO stage. Raises UserError if it is damaged, is
+    of another student, or lacks one of the `required` values of the state.
     """
     # The first rank chooses for all: on a shared file system the others may still see an older listing.
-    chosen: list[dict[str, Any] | None] = [_newest_commit(folder) if ranks.is_first else None]
+    chosen: list[dict[str, Any] | UserError | None] = [None]
+    if ranks.is_first:
+        try:
+            chosen = [_newest_commit(folder, {**_ENGINE, **required})]
+        except UserError as error:
+            chosen = [error]
     dist.broadcast_object_list(chosen)
     state = chosen[0]
+    if isinstance(state, UserError):
+        raise state
     if state is None:
         return None
-    source = folder / _tag(state["step"])
+    source = folder / folder_name(state["step"])
     try:
         with ExitStack() as stack:
             # The first rank reads for all: many nodes would read the same from one file system.
@@ -115,7 +130,7 @@ def load_checkpoint(engine: Any, folder: Path, *, ranks: Ranks) -> dict[str, Any
                 stack.enter_context(safe_open(_share(source, rank), "pt"))
                 for rank in range(state["world_size"] if ranks.is_first else 0)
             ]
-            _restore(engine, files, state)
+            _restore(engine, files, source, state)
         _restore_buffers(engine.module, source, state["world_size"], ranks)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -130,7 +145,7 @@ def read_weights(folder: Path, world_size: int, kind: str) -> dict[str, torch.Te
     """The student in a complete checkpoint of so many ranks: weights of this kind (`weight`, `ema`), and buffers.
 
     What has none of this kind, since it never stepped, is as in `weight`; of each rank's buffers it is the mean.
-    Raises OSError or SafetensorError for files that are damaged.
+    Raises OSError, SafetensorError, LookupError or ValueError for files that are damaged.
     """
     values: dict[str, dict[str, list[torch.Tensor]]] = {}
     for rank in range(world_size):
@@ -149,10 +164,37 @@ def read_weights(folder: Path, world_size: int, kind: str) -> dict[str, torch.Te
 
 
 def read_best_weights(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], int]:
-    """`read_weights` of the checkpoint in `folder` that was best in validation, and its step."""
-    best = folder / (folder / "best").read_text().strip()
-    commit = json.loads((best / COMMIT_FILE).read_text())
-    return read_weights(best, commit["world_size"], kind), commit["step"]
+    """`read_weights` of the checkpoint in `folder` that was best in validation, and its step.
+
+    Raises UserError if none was validated, and for one that is damaged.
+    """
+    commits = _read_commits(folder)
+    step = best_step(_measured(commits))
+    if step is None:
+        raise UserError(
+            f"{folder}: no checkpoint there was validated, so none can be selected", "set select=last for this run"
+        )
+    best = folder / folder_name(step)
+    try:
+        return read_weights(best, commits[step]["world_size"], kind), step
+    except (OSError, SafetensorError, LookupError, ValueError) as error:
+        raise UserError(
+            f"{best}: cannot be loaded: {error}", "remove that folder, and the run selects among those that are left"
+        ) from error
+
+
+def read_commit(checkpoint: Path, required: Mapping[str, type] = MappingProxyType({})) -> dict[str, Any]:
+    """What the commit file of a complete checkpoint says, with its `step` and `world_size`, and what is `required`.
+
+    Raises UserError for one that is damaged.
+    """
+    path = checkpoint / COMMIT_FILE
+    remedy = f"it is damaged, or of another version of xmodal: remove {checkpoint}, or bring back a copy of it"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", remedy) from error
+    return parse_json_object(content, str(path), remedy, {**_COMMIT, **required})
 
 
 def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -168,47 +210,85 @@ def committed_steps(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"step-*/{COMMIT_FILE}"))
 
 
-def _tag(step: int) -> str:
+def folder_name(step: int) -> str:
+    """Of the checkpoint after so many steps."""
     return f"step-{step:08d}"
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _share(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.safetensors"
 
 
-def _write_share(engine: Any, folder: Path, ranks: Ranks) -> None:
-    """Write this rank's file and have the disk hold it: the commit file must not outlive it in a power cut."""
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Turn what the system says of a folder that cannot be written into a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for whatever the system says
+        raise UserError(
+            f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}",
+            "see to its free space, quota and permissions; started again, the run goes on from the checkpoint before",
+        ) from error
+
+
+def _make_empty(folder: Path, ranks: Ranks) -> None:
+    if ranks.is_first:
+        # What a killed run left of it may be of more ranks.
+        shutil.rmtree(folder, ignore_errors=True)
+        with _told(folder):
+            folder.mkdir(parents=True)
+
+
+def _own_tensors(engine: Any, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """What this rank's file holds; all ranks call it."""
     mine: dict[str, torch.Tensor] = {}
     for number, (kind, name, value) in enumerate(gather_parameters(engine)):
         if number % ranks.world_size == ranks.rank:
             mine[f"{kind}:{name}"] = value.cpu().contiguous()
     for name, buffer in _kept_buffers(engine.module).items():
         mine[f"{_BUFFER}:{name}"] = buffer.detach().cpu().clone().contiguous()
+    return mine
+
+
+def _write_share(tensors: dict[str, torch.Tensor], folder: Path, ranks: Ranks) -> None:
+    """Write this rank's file and have the disk hold it: the commit file must not outlive it in a power cut."""
     path = _share(folder, ranks.rank)
-    save_file(mine, path)
-    give_default_permissions(path)
-    for written in (path, folder):
-        descriptor = os.open(written, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)  # the first rank's may not be seen here
+        save_file(tensors, path)
+        give_default_permissions(path)
+        sync(path)
+        sync(folder)
 
 
-def _check_all_wrote(folder: Path, ranks: Ranks) -> None:
+def _commit(commit: dict[str, Any], folder: Path, ranks: Ranks) -> None:
+    if not ranks.is_first:
+        return
     unseen = [rank for rank in range(ranks.world_size) if not _share(folder, rank).exists()]
     if unseen:
         raise UserError(
             f"{folder}: the first rank does not see what rank {', '.join(map(str, unseen))} has written there",
             "give an `output` folder on a file system that all nodes share",
         )
+    with _told(folder):
+        LocalStorage(folder).replace(COMMIT_FILE, json.dumps(commit, indent=2).encode() + b"\n")
 
 
-def _restore(engine: Any, files: Sequence[Any], state: dict[str, Any]) -> None:
+def _restore(engine: Any, files: Sequence[Any], source: Path, state: dict[str, Any]) -> None:
     places = {key: file for file in files for key in file.keys()}  # noqa: SIM118  # it is no dict
-    names: list[Collection[str]] = [sorted(places)]
-    dist.broadcast_object_list(names)
-    known = set(names[0])
+    shapes = [{key: tuple(file.get_slice(key).get_shape()) for key, file in places.items()}]
+    dist.broadcast_object_list(shapes)
+    known = shapes[0]
+    _check_fits(engine.module, known, source)
 
     def read(kind: str, name: str, shape: torch.Size) -> torch.Tensor | None:
         key = f"{kind}:{name}"
@@ -222,6 +302,30 @@ def _restore(engine: Any, files: Sequence[Any], state: dict[str, Any]) -> None:
 
     kinds = {key.partition(":")[0] for key in known} - {_BUFFER}
     restore_parameters(engine, kinds, read, state["optimizer"])
+
+
+def _check_fits(module: torch.nn.Module, known: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Raise UserError unless the parameters and buffers of a checkpoint are those of this student."""
+    expected = {
+        f"{WEIGHT}:{name}": tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in module.named_parameters()
+    }
+    expected |= {f"{_BUFFER}:{name}": tuple(buffer.shape) for name, buffer in _kept_buffers(module).items()}
+
+    def like(key: str) -> str:
+        """What has the same shape: what the optimizer keeps of a weight is as large as it."""
+        kind, _, name = key.partition(":")
+        return key if kind == _BUFFER else f"{WEIGHT}:{name}"
+
+    unfit = {key for key in expected if key not in known}
+    unfit |= {key for key, shape in known.items() if expected.get(like(key)) != shape}
+    if unfit:
+        key = min(unfit)
+        there, here = (shapes.get(name, "missing") for shapes, name in ((known, key), (expected, like(key))))
+        raise UserError(
+            f"{source}: is of another student: {key} is {there} there and {here} here",
+            "install the version of timm that the run was begun with, or give a new `output` folder",
+        )
 
 
 def _kept_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -241,27 +345,34 @@ def _restore_buffers(module: torch.nn.Module, folder: Path, saved_by: int, ranks
             buffer.copy_(_mean([file.get_tensor(f"{_BUFFER}:{name}") for file in files]))
 
 
-def _read_commits(folder: Path) -> dict[int, dict[str, Any]]:
-    commits = [json.loads((folder / name / COMMIT_FILE).read_text()) for name in committed_steps(folder)]
+def _read_commits(folder: Path, required: Mapping[str, type] = MappingProxyType({})) -> dict[int, dict[str, Any]]:
+    commits = [read_commit(folder / name, required) for name in committed_steps(folder)]
     return {commit["step"]: commit for commit in commits}
 
 
-def _newest_commit(folder: Path) -> dict[str, Any] | None:
-    commits = _read_commits(folder)
+def _newest_commit(folder: Path, required: Mapping[str, type]) -> dict[str, Any] | None:
+    commits = _read_commits(folder, required)
     return commits[max(commits)] if commits else None
 
 
-def _name_and_drop(folder: Path, keep: Keep) -> None:
+def _measured(commits: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    """Step → cost in validation, of those where it was measured."""
+    return {step: cost for step, commit in commits.items() if (cost := commit.get("validation_cost")) is not None}
+
+
+def _name_and_drop(folder: Path, keep: Keep, ranks: Ranks) -> None:
+    if not ranks.is_first:
+        return
     commits = _read_commits(folder)
-    storage = LocalStorage(folder)
-    storage.replace("latest", _tag(max(commits)).encode())
-    measured = {step: cost for step, commit in commits.items() if (cost := commit.get("validation_cost")) is not None}
-    best = best_step(measured)
-    if best is not None:
-        storage.replace("best", _tag(best).encode())
-    kept = {_tag(step) for step in kept_steps(sorted(commits), keep, best)}
-    for path in folder.glob("step-*"):
-        if path.name not in kept:
-            # Without its commit file first: what is half deleted must not look whole.
-            (path / COMMIT_FILE).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+    best = best_step(_measured(commits))
+    with _told(folder):
+        storage = LocalStorage(folder)
+        storage.replace("latest", folder_name(max(commits)).encode())
+        if best is not None:
+            storage.replace("best", folder_name(best).encode())
+        kept = {folder_name(step) for step in kept_steps(sorted(commits), keep, best)}
+        for path in folder.glob("step-*"):
+            if path.name not in kept:
+                # Without its commit file first: what is half deleted must not look whole.
+                (path / COMMIT_FILE).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)

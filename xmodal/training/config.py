@@ -162,6 +162,9 @@ class TrainConfig:
     """`s3://BUCKET/PREFIX` (or a folder elsewhere) where copies of the checkpoints that are kept lie, made in the
     background, for this run alone. Where `output` has lost the newest one, the run goes on from its copy. Empty:
     none."""
+    upload_grace: float = 60.0
+    """Seconds that a run that was asked to stop waits for the copy of its last checkpoint: soon its machines are taken
+    away. What is left then, the next start copies."""
     stop_file: str = ""
     """Once this file is there, the run makes a checkpoint, removes the file and ends with exit code 75, as it does at
     SIGTERM. Empty: `stop` in `output`."""
@@ -181,7 +184,7 @@ class TrainConfig:
         require_range(self, "checkpoint_every_steps", "keep_every_steps", "max_skipped_steps", least=0)
         require_range(self, "step_timeout", "peer_timeout", above=0)
         require_range(self, "seed", least=0, below=2**31)
-        require_range(self, "mixup", "peak_tflops", least=0)
+        require_range(self, "mixup", "peak_tflops", "upload_grace", least=0)
         if self.mixup and self.micro_batch_size == 1:
             raise ConfigError("mixup", self.mixup, "has no effect on forward passes of one sample; leave it at 0")
         if len(set(self.trackers)) < len(self.trackers):

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx2
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from safetensors import SafetensorError
 
 import xmodal
@@ -15,16 +15,24 @@ from shards.checks import require_folder
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from shards.view import open_view
-from xmodal.students import InputSpec, StudentConfig, create_student, export_student, input_spec
+from xmodal.students import (
+    ONNX_FILE,
+    InputSpec,
+    StudentConfig,
+    create_student,
+    export_student,
+    first_line,
+    input_spec,
+    require_replaceable,
+)
 from xmodal.training import ema
-from xmodal.training.checkpoint import COMMIT_FILE, committed_steps, read_weights
+from xmodal.training.checkpoint import COMMIT_FILE, committed_steps, read_commit, read_weights
 from xmodal.training.engine_state import WEIGHT
 from xmodal.training.provenance import last_validation, provenance_of
 
 log = logging.getLogger(__name__)
 
 _GIVE_RUN = "give the `output` folder of `xmodal train`, or a folder in its checkpoints/"
-ONNX_FILE = "model.onnx"
 MAX_ONNX_DIFFERENCE = 1e-3
 """Of a logit, where ONNX is allowed another order of sums."""
 
@@ -36,7 +44,7 @@ class ExportConfig:
     checkpoint: str
     """A run's `output` folder, for its newest checkpoint; or `checkpoints/best`, or `checkpoints/step-…` in it."""
     output: str
-    """Folder for the student. One that is there is replaced."""
+    """Folder for the student: a new or an empty one, or that of a student, which is replaced. Any other is refused."""
     weights: Literal["auto", "ema", "raw"] = "auto"
     """`ema`: the moving average. `raw`: the weights after the last step. `auto`: the average if there is one."""
     onnx: bool = False
@@ -65,13 +73,16 @@ class ExportSummary:
 
 
 def export(config: ExportConfig) -> ExportSummary:
-    """Write the student of a checkpoint to `output`. Raises UserError for what is no complete checkpoint of a run."""
+    """Write the student of a checkpoint to `output`.
+
+    Raises UserError for what is no complete checkpoint of a run, and for an `output` that may not be replaced.
+    """
     runtime = _onnx_runtime() if config.onnx else None
+    require_replaceable(config.output)
     folder = find_checkpoint(Path(config.checkpoint))
     run = folder.parent.parent
-    commit = parse_json_object((folder / COMMIT_FILE).read_bytes(), str(folder / COMMIT_FILE), _GIVE_RUN)
-    settings, student_config = _read_settings(run / "config.json")
-    has_average = bool(settings["optimizer"]["ema_decay"])
+    commit = read_commit(folder, {"stream": dict})
+    settings, student_config, has_average = _read_settings(run / "config.json")
     weights = {"auto": "ema" if has_average else "raw"}.get(config.weights, config.weights)
     if weights == "ema" and not has_average:
         raise ConfigError("weights", "ema", "cannot be: the run has kept no moving average (optimizer.ema_decay)")
@@ -101,7 +112,7 @@ def export(config: ExportConfig) -> ExportSummary:
 def find_checkpoint(path: Path) -> Path:
     """The folder of a complete checkpoint that a user means by `path`. Raises UserError if there is none."""
     if path.is_file() and path.name in ("latest", "best"):
-        path = path.parent / path.read_text().strip()
+        path = path.parent / path.read_text(errors="replace").strip()
     if (path / COMMIT_FILE).is_file():
         return path
     checkpoints = path if path.name == "checkpoints" else path / "checkpoints"
@@ -111,14 +122,14 @@ def find_checkpoint(path: Path) -> Path:
     return checkpoints / complete[-1]
 
 
-def _read_settings(path: Path) -> tuple[dict[str, Any], StudentConfig]:
-    """A run's config as plain values, and the student's part of it."""
+def _read_settings(path: Path) -> tuple[dict[str, Any], StudentConfig, bool]:
+    """A run's config as plain values, the student's part of it, and whether the run keeps a moving average."""
     try:
         settings = parse_json_object(path.read_bytes(), str(path), _GIVE_RUN)
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}", _GIVE_RUN) from None
     try:
-        return settings, StudentConfig(**settings["student"])
+        return settings, StudentConfig(**settings["student"]), bool(settings["optimizer"]["ema_decay"])
     except (TypeError, LookupError) as error:
         raise UserError(
             f"{path}: is no config of a run of xmodal {xmodal.__version__}: {error}",
@@ -130,8 +141,10 @@ def _load(config: StudentConfig, folder: Path, commit: dict[str, Any], weights: 
     model = create_student(replace(config, pretrained=False, gradient_checkpointing=False))
     try:
         model.load_state_dict(read_weights(folder, commit["world_size"], ema.KEY if weights == "ema" else WEIGHT))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be loaded: {error}", "give another checkpoint of the run") from error
+    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError) as error:
+        raise UserError(
+            f"{folder}: cannot be loaded: {first_line(error)}", "give another checkpoint of the run"
+        ) from error
     return model.eval()
 
 
@@ -165,6 +178,7 @@ def _write_onnx(runtime: Any, model: torch.nn.Module, spec: InputSpec, path: Pat
         logging.getLogger(name).setLevel(logging.WARNING)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(3, 3, spec.size, spec.size, generator=generator)
+    student_is_there = "export without --onnx true; the student itself is there"
     try:
         torch.onnx.export(
             model,
@@ -177,23 +191,20 @@ def _write_onnx(runtime: Any, model: torch.nn.Module, spec: InputSpec, path: Pat
             external_data=False,
             verbose=False,
         )
-    except torch.onnx.OnnxExporterError as error:
-        raise UserError(
-            f"onnx: torch cannot write this student: {str(error).strip().splitlines()[0]}",
-            "export without --onnx true; the student itself is there",
-        ) from error
+    except (torch.onnx.OnnxExporterError, OSError) as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"onnx: torch cannot write this student: {first_line(error)}", student_is_there) from error
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    difference = 0.0
     with torch.inference_mode():
-        for batch in (pictures[:1], pictures):
-            [logits] = session.run(["logits"], {"pixels": batch.numpy()})
-            difference = max(difference, (torch.from_numpy(logits) - model(batch)).abs().max().item())
-    if difference > MAX_ONNX_DIFFERENCE:
+        differences = [
+            torch.from_numpy(session.run(["logits"], {"pixels": batch.numpy()})[0]) - model(batch)
+            for batch in (pictures[:1], pictures)
+        ]
+    # torch's largest of numbers and NaN is NaN, where Python's may be either; and NaN is not within any bound.
+    difference = torch.cat(differences).abs().max().item()
+    if not difference <= MAX_ONNX_DIFFERENCE:
         path.unlink()
-        raise UserError(
-            f"onnx: its logits differ from the student's by up to {difference:.2g}",
-            "export without --onnx true; the student itself is there",
-        )
+        raise UserError(f"onnx: its logits differ from the student's by up to {difference:.2g}", student_is_there)
     return difference
 
 
@@ -202,9 +213,15 @@ def _push(name: str, folder: str) -> str:
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Student exported by xmodal")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except (httpx2.TransportError, httpx2.InvalidURL) as error:
         raise UserError(
-            f"push_to_hub: {name}: {str(error).strip().splitlines()[0]}",
+            f"push_to_hub: {name}: {api.endpoint} cannot be reached: {first_line(error)}",
+            f"see to the network, or to HF_ENDPOINT; the student is in {folder}",
+        ) from error
+    # What the hub answers, a name that cannot be, and what its client raises where the upload of a large file fails.
+    except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"push_to_hub: {name}: {first_line(error)}",
             f"set HF_TOKEN to a token that may write there; the student is in {folder}",
         ) from error
     return str(repository)

@@ -6,14 +6,17 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.json_object import without_nan
-from shards.storage import LocalStorage
+from shards.storage import LocalStorage, told_to_user
 
 NAME = "metrics.jsonl"
 
 
 def append_metrics(folder: Path, kind: str, step: int, values: dict[str, Any]) -> None:
-    """Add a line: `values` as of `step` done steps. What is no finite number becomes null."""
-    with (folder / NAME).open("a", encoding="utf-8") as file:
+    """Add a line: `values` as of `step` done steps. What is no finite number becomes null.
+
+    Raises UserError where the disk takes no more.
+    """
+    with told_to_user(folder), (folder / NAME).open("a", encoding="utf-8") as file:
         file.write(_to_line({"kind": kind, "step": step, **values}))
 
 

@@ -1,6 +1,7 @@
 """A mistake that one rank finds ends all of them: the first one tells it, and none waits for those that have ended."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar, cast
 
 import torch.distributed as dist
@@ -8,6 +9,8 @@ import torch.distributed as dist
 from shards.errors import ToldElsewhereError, UserError
 
 T = TypeVar("T")
+
+_ROUND_SECONDS = 1.0
 
 _KEY = "xmodal/a rank has failed"
 """In the store by which the ranks have met."""
@@ -29,6 +32,26 @@ def by_first(work: Callable[[], T]) -> T:
     if told:
         raise _error(*told)
     return result
+
+
+def by_first_at_length(work: Callable[[], object]) -> None:
+    """Have the first rank do what may take longer than ranks wait for each other; its UserError is raised on all.
+
+    A thread of its own does it; about every second all ranks ask whether it is done.
+    """
+    doing: Future[_Told] | None = None
+    if dist.get_rank() == 0:
+        thread = ThreadPoolExecutor(1, thread_name_prefix="by-first")
+        doing = thread.submit(lambda: _attempt(work)[1])
+        thread.shutdown(wait=False)
+    outcome: list[tuple[_Told] | None] = [None]
+    while outcome[0] is None:
+        if doing and wait([doing], _ROUND_SECONDS).done:
+            outcome = [(doing.result(),)]
+        dist.broadcast_object_list(outcome)
+    (told,) = outcome[0]
+    if told:
+        raise _error(*told)
 
 
 def by_all(work: Callable[[], T]) -> T:

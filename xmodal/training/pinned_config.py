@@ -14,7 +14,7 @@ MAY_CHANGE = {
     "output", "view",  # they may have been moved: it is the view's fingerprint that must be the same
     "deepspeed", "max_steps", "micro_batch_size", "log_every_steps", "checkpoint_every_epochs", "keep_checkpoints",
     "checkpoint_every_steps", "keep_every_steps", "stop_file", "max_skipped_steps", "step_timeout", "peer_timeout",
-    "peak_tflops", "trackers", "wandb_project", "upload", "allow_forgotten", "compile",
+    "peak_tflops", "trackers", "wandb_project", "upload", "upload_grace", "allow_forgotten", "compile",
     "feature_folder",
     "student.gradient_checkpointing", "stream.num_workers", "stream.max_damaged_share",
     "stream.cache_folder", "stream.max_cache_gib",

@@ -125,7 +125,6 @@ class StepLog:
     """Writes to `metrics.jsonl` of a run's folder and to its trackers; a resumed run goes on in all of them."""
 
     def __init__(self, folder: Path, *, resumed_step: int, trackers: Sequence[Tracker]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         keep_metrics_until(folder, resumed_step)
         self._trackers = trackers

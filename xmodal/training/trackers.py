@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from shards.errors import UserError
+from shards.storage import told_to_user
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,18 @@ def open_trackers(names: Sequence[str], run: TrackedRun) -> list[Tracker]:
 
 class _TensorBoard:
     def __init__(self, run: TrackedRun) -> None:
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.resumed_step + 1)
+        self._folder = run.folder / "tensorboard"
+        with told_to_user(self._folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=run.resumed_step + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with told_to_user(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        with told_to_user(self._folder):
+            self._writer.close()
 
 
 class _WandB:

@@ -1,21 +1,22 @@
 """The training program: one loop, whichever launcher started it and whatever the ZeRO stage."""
 
 import logging
+import math
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.distributed as dist
 
 from shards.batches import Batch
 from shards.errors import UserError
 from shards.storage import LocalStorage, open_storage
 from shards.stream import told_of_lost_workers
 from shards.view import View
+from xmodal.students import require_replaceable
 from xmodal.training.agreement import facts_of_run, require_agreement
 from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
@@ -24,6 +25,7 @@ from xmodal.training.engine import average_buffers, gradient_norm, loss_scale
 from xmodal.training.feature_store import backbone_fingerprint, open_feature_store
 from xmodal.training.features import Features, features_of_splits
 from xmodal.training.job import joined_ranks
+from xmodal.training.mistakes import by_first_at_length
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.pictures import Pictures
 from xmodal.training.pinned_config import pin_config
@@ -35,7 +37,7 @@ from xmodal.training.stop import StopRequest
 from xmodal.training.trackers import TrackedRun, open_trackers
 from xmodal.training.train_step import TrainStep
 from xmodal.training.trained_student import averaged_student, export_trained
-from xmodal.training.upload import Upload, fetch_newest, wait_for_upload
+from xmodal.training.upload import Upload, fetch_checkpoints, wait_for_upload
 from xmodal.training.validation import selection_cost, validate
 from xmodal.training.watchdog import Watchdog
 
@@ -65,6 +67,7 @@ def _begin(config: TrainConfig) -> View:
     """What can be found out alone: the view, checked; the output folder is there then."""
     view = checked_view(config)
     LocalStorage(config.output, create=True)
+    require_replaceable(str(Path(config.output, "student")))  # told now, not after weeks of training
     return view
 
 
@@ -72,9 +75,7 @@ def _train(config: TrainConfig, view: View, ranks: Ranks) -> bool:
     require_agreement(facts_of_run(config, view), ranks)
     stop = StopRequest(Path(config.stop_file or Path(config.output, "stop")))
     if config.upload:
-        if ranks.is_first:
-            fetch_newest(open_storage(config.upload, create=True), Path(config.output))
-        dist.barrier()
+        by_first_at_length(lambda: fetch_checkpoints(open_storage(config.upload, create=True), Path(config.output)))
     with told_of_lost_workers(), stop.listening(), Watchdog(config.step_timeout, ranks.rank) as watchdog:
         run = _Run(config, view, ranks, stop, watchdog)
         finished = run.run()
@@ -88,6 +89,7 @@ class _Run:
     def __init__(self, config: TrainConfig, view: View, ranks: Ranks, stop: StopRequest, watchdog: Watchdog) -> None:
         self.config, self.view, self.ranks, self.stop, self.watchdog = config, view, ranks, stop, watchdog
         self.folder = Path(config.output)
+        self.keep = Keep(last=config.keep_checkpoints, every_steps=config.keep_every_steps)
         prepared = prepare(config, view, ranks)
         self.spec, self.stream, self.loss, self.peak = prepared.spec, prepared.stream, prepared.loss, prepared.peak
         self.frozen_steps, self.total_steps = prepared.frozen_steps, prepared.total_steps
@@ -133,12 +135,13 @@ class _Run:
             if not finished:
                 self.stop.answered()
                 log.info("stopped at step %d of %d, as asked; start it again to go on", self.step, self.total_steps)
-        self._wait_for_upload()
+        self._wait_for_upload(at_most=math.inf if finished else self.config.upload_grace)
         return finished
 
     def _resume(self) -> bool:
         """Go on from the last complete checkpoint; whether there was one."""
-        state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks)
+        required = {"run_id": str, "stream": dict, "skipped": dict, "sums": dict}
+        state = load_checkpoint(self.engine, self.folder / "checkpoints", ranks=self.ranks, required=required)
         if state is None:
             return False
         self.step, self.run_id = state["step"], state["run_id"]
@@ -168,7 +171,7 @@ class _Run:
         if not is_resumed:
             pin_config(self.folder, self.config)
         if self.config.upload:
-            self.upload = Upload(self.folder, open_storage(self.config.upload, create=True))
+            self.upload = Upload(self.folder, open_storage(self.config.upload, create=True), self.keep)
             self.upload.start()  # of what was killed before
         log.info(
             "%d samples, %d steps of %d on %d ranks, ZeRO-%d, %s",
@@ -258,7 +261,7 @@ class _Run:
         """Raise it, after a checkpoint: all ranks must call it."""
         # Besides those that would be kept: what is wrong may have been so for longer.
         self._save(besides=1)
-        self._wait_for_upload()
+        self._wait_for_upload(at_most=math.inf)
         raise failure
 
     def _count_if_skipped(self, batches: list[Batch], losses: list[torch.Tensor]) -> str:
@@ -347,13 +350,13 @@ class _Run:
                 "run_id": self.run_id,  # the first rank's is kept
             },
             ranks=self.ranks,
-            keep=Keep(last=self.config.keep_checkpoints + besides, every_steps=self.config.keep_every_steps),
+            keep=replace(self.keep, last=self.keep.last + besides),
         )
         self.saved_step = self.step
         if self.upload:
             self.upload.start()
 
-    def _wait_for_upload(self) -> None:
+    def _wait_for_upload(self, *, at_most: float) -> None:
         if self.config.upload:
             progress = partial(self.watchdog.progress, "the upload of checkpoints")
-            wait_for_upload(self.upload, self.engine.device, progress)
+            wait_for_upload(self.upload, self.engine.device, progress, at_most)

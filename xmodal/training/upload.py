@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -13,30 +15,35 @@ import torch
 import torch.distributed as dist
 
 from shards.errors import UserError
-from shards.storage import CorruptObjectError, LocalStorage, Storage
+from shards.json_object import parse_json_object
+from shards.storage import TEMPORARY_PREFIX, CorruptObjectError, LocalStorage, Storage
 from xmodal.training import metrics_file
-from xmodal.training.checkpoint import COMMIT_FILE, committed_steps
+from xmodal.training.checkpoint import COMMIT_FILE, Keep, best_step, committed_steps, folder_name, kept_steps, sync
 
 log = logging.getLogger(__name__)
 
 _LIST = "checkpoints.json"
 """Names all folders of which something may lie there: storages list objects, not folders."""
 _ALSO = ("config.json", metrics_file.NAME)
+_Commit = tuple[int, float | None]
+"""Of a checkpoint: its step, and what it cost in validation, if that was measured."""
 
 
 class Upload:
-    """Keeps on a storage what a run's folder has of complete checkpoints, in a thread: no step waits for it.
+    """Copies what a run's folder has of complete checkpoints to a storage, in a thread: no step waits for it.
 
-    There as here `commit.json` comes last and goes first, and `latest` and `best` name complete ones. What fails is
-    logged, and done with the next checkpoint.
+    There as here `commit.json` comes last and goes first, and `latest` and `best` name complete ones. What stays there
+    is what `keep` says of those that lie there: a run whose folder was lost has few of them here. What fails is logged,
+    and done with the next checkpoint.
     """
 
-    def __init__(self, folder: Path, storage: Storage) -> None:
+    def __init__(self, folder: Path, storage: Storage, keep: Keep) -> None:
         """Raises UserError where the storage may not be read or written."""
-        self._folder, self._storage = folder, storage
+        self._folder, self._storage, self._keep = folder, storage, keep
         self._known = _read_list(storage)
         self._write_list()
-        self._complete: set[str] = set()
+        self._complete: set[str] = set()  # of those here
+        self._commits: dict[str, _Commit] = {}  # of those there
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._last: Future[None] | None = None
 
@@ -70,18 +77,32 @@ class Upload:
         here = set(committed_steps(checkpoints))
         if not self._complete & here:
             return
-        self._storage.replace("latest", max(self._complete & here).encode())
-        best = checkpoints / "best"
-        if best.exists() and (name := best.read_text()) in self._complete:
-            self._storage.replace("best", name.encode())
-        for name in sorted(self._known - here):
+        newest = max(self._complete & here)
+        self._storage.replace("latest", newest.encode())
+        commits = self._commits_there()
+        # What is newer there is of a run that went on and was lost. It is not counted, and overwritten in its time.
+        past = {step: cost for name, (step, cost) in commits.items() if name <= newest}
+        best = best_step({step: cost for step, cost in past.items() if cost is not None})
+        if best is not None:
+            self._storage.replace("best", folder_name(best).encode())
+        kept = {folder_name(step) for step in kept_steps(sorted(past), self._keep, best)}
+        kept |= here | {name for name in commits if name > newest}
+        for name in sorted(self._known - kept):
             self._drop(name)
+
+    def _commits_there(self) -> dict[str, _Commit]:
+        """Those of the checkpoints that are complete there; each is read once."""
+        for name in self._known - self._commits.keys():
+            with suppress(FileNotFoundError):
+                self._commits[name] = _parse_commit(self._storage.below(name).read(COMMIT_FILE), self._storage, name)
+        return self._commits
 
     def _copy(self, source: Path) -> None:
         self._known.add(source.name)
         self._write_list()
         target = self._storage.below(source.name, create=True)
         if not _is_same(target, source / COMMIT_FILE):  # it is, of a run that goes on
+            self._commits.pop(source.name, None)
             target.delete(COMMIT_FILE)
             names = sorted(path.name for path in source.iterdir() if path.name != COMMIT_FILE)
             for name in [*names, COMMIT_FILE]:
@@ -90,6 +111,7 @@ class Upload:
 
     def _drop(self, name: str) -> None:
         folder = self._storage.below(name)
+        self._commits.pop(name, None)
         folder.delete(COMMIT_FILE)
         with suppress(FileNotFoundError):
             for rest in folder.names():
@@ -102,50 +124,104 @@ class Upload:
         self._storage.replace(_LIST, json.dumps(sorted(self._known)).encode() + b"\n")
 
 
-def wait_for_upload(upload: Upload | None, device: torch.device, progress: Callable[[], None]) -> None:
+def wait_for_upload(
+    upload: Upload | None, device: torch.device, progress: Callable[[], None], at_most: float = math.inf
+) -> None:
     """All ranks wait for the one that has an `upload`: launchers end those that are left soon after one has ended.
 
-    `progress` is called about every second.
+    They wait for `at_most` seconds; the next start copies what is left. `progress` is called about every second.
     """
-    is_done = False
-    while not is_done:
+    deadline = time.monotonic() + at_most
+    is_over = False
+    while not is_over:
         progress()
-        votes = torch.tensor([int(upload is None or upload.is_done(1.0))], device=device)
+        is_mine_over = upload is None or upload.is_done(min(1.0, at_most)) or time.monotonic() >= deadline
+        votes = torch.tensor([int(is_mine_over)], device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-        is_done = bool(votes.item())
+        is_over = bool(votes.item())
+    if upload and not upload.is_done(0):
+        log.warning("not all checkpoints are uploaded as yet; the next start goes on with that")
 
 
-def fetch_newest(storage: Storage, folder: Path) -> None:
-    """Bring the newest checkpoint that was uploaded into a run's `folder`, unless that has one as new.
+def fetch_checkpoints(storage: Storage, folder: Path) -> None:
+    """Bring the newest checkpoint that was uploaded, and the best, into a run's `folder`, unless that has one as new.
 
-    Raises UserError where the storage may not be read, or the copy is damaged.
+    What an earlier try has brought whole is not read again. Raises UserError where the storage may not be read, the
+    copy is damaged, or the disk takes no more.
     """
-    try:
-        newest = storage.read("latest").decode()
-    except FileNotFoundError:
-        return
     checkpoints = folder / "checkpoints"
-    if newest <= max(committed_steps(checkpoints), default=""):
-        return
-    log.info("%s is fetched from %s", newest, storage.url)
-    source, target = storage.below(newest), checkpoints / newest
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     try:
-        for name in source.names():
-            if name != COMMIT_FILE:
-                with open(target / name, "wb") as file:
-                    file.writelines(source.chunks(name))
-                    file.flush()
-                    os.fsync(file.fileno())
-        for name in _ALSO:
-            LocalStorage(folder).replace(name, storage.read(name))
-        LocalStorage(target).replace(COMMIT_FILE, source.read(COMMIT_FILE))
+        newest, best = _read_name(storage, "latest"), _read_name(storage, "best")
+        is_wanted = newest > max(committed_steps(checkpoints), default="")
+        # The newest comes last: it says that nothing more is to be fetched. A best one that is newer yet is of a run
+        # that is to go on from before it.
+        wanted = [name for name in (best if best < newest else "", newest) if name] if is_wanted else []
+        if len(wanted) == 2 and not storage.below(best).exists(COMMIT_FILE):
+            log.warning("%s, the best checkpoint, does not lie on %s any more", best, storage.url)
+            wanted = [newest]
+        for leftover in checkpoints.glob(f"{TEMPORARY_PREFIX}step-*"):
+            if leftover.name.removeprefix(TEMPORARY_PREFIX) not in wanted:
+                shutil.rmtree(leftover, ignore_errors=True)
+        for name in wanted:
+            if name == newest:
+                for also in _ALSO:
+                    with suppress(FileNotFoundError):
+                        LocalStorage(folder, create=True).replace(also, storage.read(also))
+            _fetch(storage.below(name), checkpoints, name)
+            LocalStorage(checkpoints).replace("latest" if name == newest else "best", name.encode())
     except CorruptObjectError as error:
         raise UserError(
-            f"{source.url}: the copy of the newest checkpoint is damaged: {error}",
-            f"put the name of another complete one into {storage.url}/latest, or give no `upload`",
+            f"{storage.url}: the copy of a checkpoint is damaged: {error}",
+            f"put the names of complete ones into {storage.url}/latest and /best, or give no `upload`",
         ) from error
+    except OSError as error:
+        raise UserError(
+            f"{storage.url}: cannot be fetched to {checkpoints}: {error}",
+            "see to both; started again, it goes on with what is missing",
+        ) from error
+
+
+def _fetch(source: Storage, checkpoints: Path, name: str) -> None:
+    """Bring one checkpoint, which is visible once it is whole."""
+    if name in committed_steps(checkpoints):
+        return
+    log.info("%s is fetched from %s", name, source.url)
+    commit = source.read(COMMIT_FILE)
+    staged, target = checkpoints / f"{TEMPORARY_PREFIX}{name}", checkpoints / name
+    # It says of which one the files are that an earlier try has brought.
+    if not (staged / COMMIT_FILE).is_file() or (staged / COMMIT_FILE).read_bytes() != commit:
+        shutil.rmtree(staged, ignore_errors=True)
+        LocalStorage(staged, create=True).replace(COMMIT_FILE, commit)
+    for file in source.names():
+        if not (staged / file).exists():
+            _fetch_file(source, file, staged)
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(staged, target)
+    sync(checkpoints)
+
+
+def _fetch_file(source: Storage, name: str, folder: Path) -> None:
+    """Under its name there is nothing but the whole file: what is read is compared with its checksum."""
+    temporary = folder / f"{TEMPORARY_PREFIX}{name}"
+    with open(temporary, "wb") as file:
+        file.writelines(source.chunks(name))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / name)
+    sync(folder)
+
+
+def _read_name(storage: Storage, name: str) -> str:
+    """The checkpoint that this object names; empty if there is no such object."""
+    try:
+        return storage.read(name).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _parse_commit(content: bytes, storage: Storage, name: str) -> _Commit:
+    commit = parse_json_object(content, f"{storage.url}/{name}/{COMMIT_FILE}", f"remove {name} there", {"step": int})
+    return commit["step"], commit.get("validation_cost")
 
 
 def _is_same(storage: Storage, path: Path) -> bool:
