@@ -28,7 +28,7 @@ from shards.json_object import parse_json_object
 from shards.storage import give_default_permissions
 from xmodal.labels import CLASSES
 from xmodal.model_card import model_card
-from xmodal.published import PUBLISHED, pulled_folder, suggestion
+from xmodal.published import PUBLISHED, pull_command, pulled_folder, suggestion
 
 PRESETS = {
     "ViT_B32": "vit_base_patch32_224.augreg_in21k",
@@ -197,7 +197,7 @@ def student_folder(folder: str) -> str:
         raise UserError(f"{folder}: no such folder, and none of the paper's models", suggestion(folder))
     pulled = pulled_folder(folder)
     if not pulled.is_dir():
-        raise UserError(f"{folder}: this model of the paper is not on this machine", f"xmodal models pull {folder}")
+        raise UserError(f"{folder}: this model of the paper is not on this machine", pull_command(folder))
     return str(pulled)
 
 
