@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -112,10 +113,50 @@ def test_a_converted_folder_says_where_it_comes_from(tmp_path, capsys):
     assert origin["file"] == "m.h5"
     assert origin["pixels"] == "0..1"
     assert origin["sha256"] in told
-    card = (tmp_path / "s" / "README.md").read_text()
-    assert "Converted from Keras weights" in card
-    assert "text\nteacher" in card
+    assert "Converted from Keras weights" in (tmp_path / "s" / "README.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h5", "s"]
+
+
+def card_of(folder: Path) -> str:
+    """In one line."""
+    return " ".join((folder / "README.md").read_text().split())
+
+
+@pytest.fixture
+def small_ones(monkeypatch) -> None:
+    """Models of the list as they are, but for their size."""
+    for name in ("B-T4SA_1.0", "ViT_L16", "boosted_model"):
+        small = replace(PUBLISHED[name], backbone="other", size=SIDE)
+        monkeypatch.setitem(PUBLISHED, name, small)
+
+
+def test_the_card_of_a_published_model_says_what_the_list_knows_of_it(tmp_path, small_ones):
+    file = MadeViT().write(tmp_path / "m.h5", "keras2-model")
+    for name in ("ViT_L16", "B-T4SA_1.0", "boosted_model"):
+        convert(str(file), str(tmp_path / name), model=PUBLISHED[name])
+        card = card_of(tmp_path / name)
+        assert f"given as `{name}`, a model of the authors of [The Emotions of the Crowd]" in card
+        assert "from the soft labels" not in card
+        assert "no person annotated" not in card
+    card = card_of(tmp_path / "ViT_L16")
+    assert "with hard labels" in card
+    assert "Training set, by the authors' name: merged_T4SA" in card
+    assert "Row of the paper's table: 3.8" in card
+    assert "5agree 87.8 %, 4agree 84.8 %, 3agree 81.9 %" in card
+    assert "Row of the paper's table: none" in card_of(tmp_path / "B-T4SA_1.0")
+    card = card_of(tmp_path / "boosted_model")
+    assert "What they trained it on is not documented" in card
+    assert "teacher" not in card
+    assert "accuracy" not in card
+
+
+def test_of_a_model_of_anyone_else_the_card_says_that_its_training_is_not_known(tmp_path):
+    convert(str(MadeViT().write(tmp_path / "m.h5", "keras2-model")), str(tmp_path / "s"))
+    card = card_of(tmp_path / "s")
+    assert "trained elsewhere: on what pictures, and by whose labels, is not known here" in card
+    assert "neither are the mistakes and leanings" in card
+    for claimed in ("teacher", "soft label", "annotated", "Serra"):
+        assert claimed not in card
 
 
 def test_half_precision_and_double_precision_are_read(tmp_path, pictures):
