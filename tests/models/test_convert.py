@@ -15,12 +15,16 @@ import pytest
 import timm
 import torch
 from keras_files import LAYOUTS, MadeViT, layer
+from keras_resize import resized
+from made_pictures import encode, textured
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from shards.batches import Normaliser
 from shards.errors import UserError
 from xmodal import cli
+from xmodal.evaluation.predict import PictureFile
+from xmodal.evaluation.predictor import Predictor
 from xmodal.models.convert import convert
 from xmodal.models.keras_file import read_keras_student
 from xmodal.published import PUBLISHED
@@ -46,6 +50,7 @@ def predicted(folder: Path, pictures: list[Image.Image]) -> np.ndarray:
     student = load_student(str(folder))
     spec = input_spec(student)
     assert (spec.size, spec.crop_share, spec.squash) == (SIDE, 1.0, True)
+    assert spec.interpolation == "aliased_bilinear"
     pixels = torch.from_numpy(bytes_of(pictures).transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
         return student(Normaliser(spec.mean, spec.std)(pixels)).softmax(dim=1).double().numpy()
@@ -61,6 +66,25 @@ def test_a_converted_student_predicts_what_keras_predicts(tmp_path, pictures, la
     assert np.abs(ours - vit.probabilities(bytes_of(pictures) / 127.5 - 1)).max() < 1e-5
     # Not because all pictures are one to it.
     assert np.ptp(ours, axis=0).min() > 0.02
+
+
+def test_a_converted_student_predicts_what_keras_predicts_of_photos_of_any_size(tmp_path):
+    vit = MadeViT(head="linear")
+    convert(str(vit.write(tmp_path / "m.h5", "keras2-model")), str(tmp_path / "s"))
+    files, decoded = [], []
+    for number, (width, height) in enumerate([(600, 450), (450, 600), (1600, 900), (40, 31), (16, 16)]):
+        file = tmp_path / f"{number}.jpg"
+        file.write_bytes(encode(textured(width, height, number), "JPEG", quality=90))
+        files.append(PictureFile(file))
+        decoded.append(np.asarray(Image.open(file)))
+    predictor = Predictor(load_student(str(tmp_path / "s")), device=torch.device("cpu"))
+    [ours] = predictor([files])
+    shown = np.stack([resized(pixels, SIDE) for pixels in decoded])
+    assert np.abs(ours.probabilities - vit.probabilities(shown / 127.5 - 1)).max() < 1e-4
+    # Rounded, or with antialiasing, they would not be.
+    assert np.abs(ours.probabilities - vit.probabilities(shown.round() / 127.5 - 1)).max() > 1e-4
+    antialiased = np.stack([np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), 2)) for pixels in decoded])
+    assert np.abs(ours.probabilities - vit.probabilities(antialiased / 127.5 - 1)).max() > 1e-2
 
 
 @pytest.mark.parametrize("pixels", ["0..1", "-1..1"])
