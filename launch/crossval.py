@@ -1,8 +1,8 @@
 """Fine-tune a student on a benchmark by cross-validation; under all launchers, as launch/train.py.
 
-deepspeed --num_accelerators 2 launch/crossval.py -m boosted_model -b 5agree
-torchrun --nproc-per-node 2 launch/crossval.py -m boosted_model -b 5agree
-python launch/crossval.py -m boosted_model -b 5agree --train.optimizer.lr 3e-5
+deepspeed --num_accelerators 2 launch/crossval.py -m ViT_L16 -b 5agree
+torchrun --nproc-per-node 2 launch/crossval.py -m ViT_L16 -b 5agree
+python launch/crossval.py -m ViT_L16 -b 5agree --train.optimizer.lr 3e-5
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Fine-tune a student on the divisions that come with a benchmark; under all launchers, as launch/train.py.
 
-deepspeed --num_accelerators 2 launch/finetune_fi.py -m boosted_model
-torchrun --nproc-per-node 2 launch/finetune_fi.py -m boosted_model
-python launch/finetune_fi.py -m boosted_model --train.optimizer.lr 3e-5
+deepspeed --num_accelerators 2 launch/finetune_fi.py -m ViT_L16
+torchrun --nproc-per-node 2 launch/finetune_fi.py -m ViT_L16
+python launch/finetune_fi.py -m ViT_L16 --train.optimizer.lr 3e-5
 """
 
 import sys

@@ -1,6 +1,8 @@
 """Bytes of a picture → the pixels that a student sees: varied for training, the middle square for evaluation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +13,11 @@ from shards.checks import require_range
 from shards.decode import Box, decode_crop
 from shards.errors import ConfigError
 from shards.rand_augment import rand_augment
+
+Interpolation = Literal["bicubic", "bilinear", "aliased_bilinear"]
+"""How a part of a picture is scaled. The first two are Pillow's and torch's, with antialiasing: where a picture becomes
+smaller, each pixel is a mean of all that it stands for. `aliased_bilinear` is `tf.image.resize` as it is by default: a
+mean of the four nearest, whatever lies between those of one pixel and the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +57,17 @@ class AugmentConfig:
                 raise ConfigError(key, getattr(self, key), "has no effect with squash; set it to 1")
 
 
-def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: np.random.Generator) -> np.ndarray:
+def train_pixels(
+    content: bytes,
+    size: int,
+    augment: AugmentConfig,
+    generator: np.random.Generator,
+    interpolation: Interpolation = "bicubic",
+) -> np.ndarray:
     """A varied picture, uint8 `(3, size, size)`. `generator` alone decides how. Raises UndecodableImageError."""
-    pixels = _resize(decode_crop(content, lambda whole: _random_box(whole, augment, generator), size), size)
+    pixels = _scaled(content, lambda whole: _random_box(whole, augment, generator), size, interpolation)
+    if pixels.dtype != np.uint8:
+        pixels = pixels.round().astype(np.uint8)
     if augment.flip and generator.random() < 0.5:
         pixels = pixels[:, :, ::-1]
     if any((augment.max_shift, augment.max_rotation, augment.color_jitter, augment.grayscale, augment.rand_augment)):
@@ -63,12 +78,24 @@ def train_pixels(content: bytes, size: int, augment: AugmentConfig, generator: n
     return pixels
 
 
-def eval_pixels(content: bytes, size: int, crop_share: float = 1.0, *, squash: bool = False) -> np.ndarray:
-    """The middle square of a picture, uint8 `(3, size, size)`: `crop_share` of its shorter side.
+def eval_pixels(
+    content: bytes,
+    size: int,
+    crop_share: float = 1.0,
+    *,
+    squash: bool = False,
+    interpolation: Interpolation = "bicubic",
+) -> np.ndarray:
+    """The middle square of a picture, `(3, size, size)` of `eval_dtype`: `crop_share` of its shorter side.
 
     With `squash`, `crop_share` of each side, stretched to a square. Raises UndecodableImageError.
     """
-    return _resize(decode_crop(content, lambda whole: eval_box(whole, crop_share, squash=squash), size), size)
+    return _scaled(content, lambda whole: eval_box(whole, crop_share, squash=squash), size, interpolation)
+
+
+def eval_dtype(interpolation: Interpolation) -> type[np.generic]:
+    """Of the pixels of `eval_pixels`, 0 to 255: uint8, or float32 where Keras does not round either."""
+    return np.float32 if interpolation == "aliased_bilinear" else np.uint8
 
 
 def eval_box(whole: tuple[int, int], crop_share: float, *, squash: bool) -> Box:
@@ -76,13 +103,43 @@ def eval_box(whole: tuple[int, int], crop_share: float, *, squash: bool) -> Box:
     return _middle_share(whole, crop_share) if squash else _middle_box(whole, crop_share)
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 `(height, width, 3 or 4)` → `(3, size, size)`, bicubic with antialiasing.
+def _scaled(
+    content: bytes, choose: Callable[[tuple[int, int]], Box], size: int, interpolation: Interpolation
+) -> np.ndarray:
+    """The chosen part of a picture, `(3, size, size)` of `eval_dtype`."""
+    if interpolation == "aliased_bilinear":
+        # Decoded in full: of a JPEG at half its size, the four nearest pixels are others.
+        return _from_four_nearest(decode_crop(content, choose, None), size)
+    pixels = torch.from_numpy(decode_crop(content, choose, size)).permute(2, 0, 1)[None]
+    # The results of Pillow's, up to rounding, in a fifth of the time.
+    return functional.interpolate(pixels, size=(size, size), mode=interpolation, antialias=True)[0, :3].numpy()
 
-    Torch's has the results of Pillow's, up to rounding, in a fifth of the time.
+
+def _from_four_nearest(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 `(height, width, 3 or 4)` → float32 `(3, size, size)`, as `tf.image.resize`.
+
+    Not by torch, which would make floats of all pixels of a large photo first.
     """
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return functional.interpolate(image, size=(size, size), mode="bicubic", antialias=True)[0, :3].numpy()
+    (above, below, down), (left, right, across) = (_neighbours(length, size) for length in pixels.shape[:2])
+    rows = pixels[above, :, :3], pixels[below, :, :3]
+    upper, lower = (
+        of_row[:, left] + (of_row[:, right].astype(np.float32) - of_row[:, left]) * across[:, None] for of_row in rows
+    )
+    return np.ascontiguousarray((upper + (lower - upper) * down[:, None, None]).transpose(2, 0, 1))
+
+
+def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of `size` pixels that `length` become: the two nearest, and how far towards the second it lies.
+
+    The centres of pixels are at their halves; beyond the outermost centre, that pixel is both.
+    """
+    places = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(length / size) - np.float32(0.5)
+    first = np.floor(places)
+    return (
+        np.maximum(first, 0).astype(np.intp),
+        np.minimum(first + 1, length - 1).astype(np.intp),
+        places - first,
+    )
 
 
 def _move_and_recolor(pixels: np.ndarray, augment: AugmentConfig, generator: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What a reading process does: from the rows of a batch to its pixels and targets.
 
-Pixels are uint8 until they are on the device: `Normaliser`.
+Pixels are bytes (or floats of the same range, see `eval_dtype`) until they are on the device: `Normaliser`.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from shards.augment import AugmentConfig, eval_pixels, train_pixels
+from shards.augment import AugmentConfig, Interpolation, eval_dtype, eval_pixels, train_pixels
 from shards.decode import UndecodableImageError
 from shards.errors import UserError
 from shards.order import EpochOrders, sample_generator
@@ -35,9 +35,9 @@ class Damage(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some samples. `pixels` uint8 `(n, 3, size, size)`; `targets` float32 `(n, classes)`; `rows` int64 `(n,)`, the
-    samples' rows in the split; `mask` bool `(n,)`, False for padding and for what is damaged; `damaged`, the samples
-    that were left out (evaluation) or replaced (training).
+    """Some samples. `pixels` `(n, 3, size, size)`, 0 to 255, uint8 in training and of `eval_dtype` in evaluation;
+    `targets` float32 `(n, classes)`; `rows` int64 `(n,)`, the samples' rows in the split; `mask` bool `(n,)`, False for
+    padding and for what is damaged; `damaged`, the samples that were left out (evaluation) or replaced (training).
     """
 
     pixels: torch.Tensor
@@ -84,10 +84,18 @@ class TrainDataset(BatchDataset):
     """Samples of an epoch's order, cropped at random; one that is damaged is replaced by another of its lane."""
 
     def __init__(
-        self, reader: SampleReader, size: int, augment: AugmentConfig, orders: EpochOrders, seed: int, lanes: range
+        self,
+        reader: SampleReader,
+        size: int,
+        augment: AugmentConfig,
+        orders: EpochOrders,
+        seed: int,
+        lanes: range,
+        interpolation: Interpolation,
     ) -> None:
         super().__init__(reader)
         self.size, self.augment, self.orders, self.seed, self.lanes = size, augment, orders, seed, lanes
+        self.interpolation = interpolation
         self._expected_until = (-1, 0)
 
     def batch(self, places: list[Address]) -> Batch:
@@ -138,7 +146,7 @@ class TrainDataset(BatchDataset):
                 if isinstance(content, DamagedSampleError):
                     raise content
                 generator = sample_generator(self.seed, address.epoch, row)
-                return row, train_pixels(content, self.size, self.augment, generator)
+                return row, train_pixels(content, self.size, self.augment, generator, self.interpolation)
             except (UndecodableImageError, DamagedSampleError) as error:
                 damaged.append(self.damage(row, error))
                 row = self.orders(address.epoch).replacement(address.lane, address.position, attempt)
@@ -160,7 +168,7 @@ class RowDataset(TrainDataset):
     """
 
     def __init__(self, reader: SampleReader, orders: EpochOrders, lanes: range, damaged_rows: np.ndarray) -> None:
-        super().__init__(reader, 0, AugmentConfig(), orders, 0, lanes)
+        super().__init__(reader, 0, AugmentConfig(), orders, 0, lanes, "bicubic")
         self.damaged_rows = damaged_rows
 
     def batch(self, places: list[Address]) -> Batch:
@@ -186,13 +194,15 @@ class RowDataset(TrainDataset):
 class EvalDataset(BatchDataset):
     """Samples by their rows, cropped in the middle; -1 is padding, and one that is damaged is masked."""
 
-    def __init__(self, reader: SampleReader, size: int, crop_share: float, *, squash: bool) -> None:
+    def __init__(
+        self, reader: SampleReader, size: int, crop_share: float, *, squash: bool, interpolation: Interpolation
+    ) -> None:
         super().__init__(reader)
-        self.size, self.crop_share, self.squash = size, crop_share, squash
+        self.size, self.crop_share, self.squash, self.interpolation = size, crop_share, squash, interpolation
 
     def batch(self, places: list[int]) -> Batch:
         """The samples in some rows, padding at the end."""
-        pixels = np.zeros((len(places), 3, self.size, self.size), dtype=np.uint8)
+        pixels = np.zeros((len(places), 3, self.size, self.size), dtype=eval_dtype(self.interpolation))
         mask = np.array(places) >= 0
         damaged: list[Damage] = []
         rows = [row for row in places if row >= 0]  # padding stands at the end
@@ -203,7 +213,9 @@ class EvalDataset(BatchDataset):
             try:
                 if isinstance(content, DamagedSampleError):
                     raise content
-                pixels[number] = eval_pixels(content, self.size, self.crop_share, squash=self.squash)
+                pixels[number] = eval_pixels(
+                    content, self.size, self.crop_share, squash=self.squash, interpolation=self.interpolation
+                )
             except (UndecodableImageError, DamagedSampleError) as error:
                 damaged.append(self.damage(rows[number], error))
                 mask[number] = False
@@ -217,7 +229,7 @@ class EvalDataset(BatchDataset):
 
 
 class Normaliser:
-    """uint8 `(batch, 3, height, width)` → float32 `(pixel / 255 - mean) / std`, on the device where they are.
+    """`(batch, 3, height, width)`, 0 to 255, uint8 or float32 → float32 `(pixel / 255 - mean) / std`, where they are.
 
     In memory that it keeps: what it returned is overwritten by its next call. On a CPU the kernel would else clear new
     pages for each batch, in twice the time of the arithmetic.

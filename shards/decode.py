@@ -63,16 +63,17 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge of a part of a picture, in pixels."""
 
 
-def decode_crop(content: bytes, choose: Callable[[tuple[int, int]], Box], size: int) -> np.ndarray:
+def decode_crop(content: bytes, choose: Callable[[tuple[int, int]], Box], size: int | None) -> np.ndarray:
     """Decode a part of a picture as `decode_rgb` does: uint8 `(height, width, 3 or 4)`, its edges at whole pixels.
 
     A fourth channel is what `pixels_of` gives, and means nothing.
     `choose` is given width and height of the upright picture, and says which part. A JPEG is decoded at 1/2, 1/4 or
-    1/8 of its size where that leaves both sides of the part at least `size` pixels. Raises UndecodableImageError.
+    1/8 of its size where that leaves both sides of the part at least `size` pixels; with None, in full as all others.
+    Raises UndecodableImageError.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if isinstance(image, JpegImageFile):
+            if size is not None and isinstance(image, JpegImageFile):
                 width, height = image.size
                 whole = (height, width) if is_sideways(image) else (width, height)
                 box = choose(whole)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, dataloader
 
-from shards.augment import AugmentConfig
+from shards.augment import AugmentConfig, Interpolation
 from shards.batches import Address, Batch, EvalDataset, RowDataset, TrainDataset
 from shards.cache import ShardCache, default_cache_folder
 from shards.checks import require_range
@@ -142,6 +142,7 @@ class TrainStream:
         config: StreamConfig,
         size: int,
         augment: AugmentConfig,
+        interpolation: Interpolation = "bicubic",
         global_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -173,7 +174,7 @@ class TrainStream:
         self._orders = EpochOrders(part.shard_sizes, config.seed, config.num_lanes, config.shards_per_block)
         self._damage = _DamageCount(config.max_damaged_share, "replaced by another sample of its lane")
         reader = SampleReader(view, part, _open_cache(view, config))
-        self._pictures = TrainDataset(reader, size, augment, self._orders, config.seed, self.lanes)
+        self._pictures = TrainDataset(reader, size, augment, self._orders, config.seed, self.lanes, interpolation)
         self._dataset = self._pictures
         self._source: Iterator[Batch] | None = None
         self._source_stands_at = (0, 0)
@@ -280,6 +281,7 @@ class EvalStream:
         size: int,
         crop_share: float = 1.0,
         squash: bool = False,
+        interpolation: Interpolation = "bicubic",
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -289,7 +291,7 @@ class EvalStream:
         self.config = config
         self.num_samples = part.rows.num_rows if rows is None else len(rows)
         reader = SampleReader(view, part, _open_cache(view, config))
-        self._dataset = EvalDataset(reader, size, crop_share, squash=squash)
+        self._dataset = EvalDataset(reader, size, crop_share, squash=squash, interpolation=interpolation)
         self._batches = padded_batches(self.num_samples, batch_size, rank, world_size)
         if rows is not None:
             self._batches = [[int(rows[place]) if place >= 0 else -1 for place in batch] for batch in self._batches]

@@ -1,3 +1,7 @@
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import made_pictures
@@ -307,6 +311,38 @@ def test_a_misspelt_name_gets_the_nearest(name, meant):
 
 def test_a_name_like_none_gets_them_all():
     assert "5agree" in complaint("zzzzzz")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "what", "remedy"),
+    [
+        (["evaluate", "-m", "x", "-b", "5agree"], "5agree: no such benchmark", "installed from its clone"),
+        (["benchmarks", "list"], "no benchmark is known by name here", "installed from its clone"),
+        (["crossval", "-m", "x", "-b", "5agree"], "five_fold.yaml: no such recipe", "from the folder of its clone"),
+        (["finetune-fi", "-m", "x"], "given_splits.yaml: no such recipe", "from the folder of its clone"),
+    ],
+)
+def test_without_its_clone_xmodal_says_that_it_lacks_it(installed, given, what, remedy):
+    done = subprocess.run(
+        [sys.executable, "-m", "xmodal.cli", *given],
+        cwd=installed.parent,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    told = done.stderr.splitlines()
+    assert what in told[-2]
+    assert remedy in told[-1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages alone, as a wheel has them."""
+    folder = tmp_path_factory.mktemp("wheel") / "site-packages"
+    for package in ("shards", "xmodal"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def test_where_to_get_a_benchmark_that_is_not_here_is_told(tmp_path, monkeypatch):

@@ -55,6 +55,11 @@ def test_a_model_is_what_its_recipe_makes(model):
         assert model.url.endswith(f"/v0.1.0/{model.name}.h5")
 
 
+def test_every_model_but_the_undocumented_one_has_a_recipe():
+    assert [name for name, model in PUBLISHED.items() if not model.recipe] == ["boosted_model"]
+    assert PUBLISHED["merged_T4SA"].recipe == PUBLISHED["ViT_B32"].recipe
+
+
 def test_every_training_set_that_is_documented_has_a_recipe():
     made = {path.stem for path in (ROOT / "configs" / "curate").glob("*.yaml")}
     for model in PUBLISHED.values():
@@ -94,7 +99,8 @@ def test_a_folder_comes_before_a_model_of_its_name(cache, tmp_path, monkeypatch)
         ("vit_b32", "none of the paper's models", "did you mean ViT_B32?"),
         ("B-T4SA_1.0_udp", "none of the paper's models", "did you mean B-T4SA_1.0_upd?"),
         ("resnet50", "none of the paper's models", "see `xmodal models list` for the names"),
-        ("merged_T4SA", "is not on this machine", "xmodal models pull merged_T4SA"),
+        ("ViT_B32", "is not on this machine", "xmodal models pull ViT_B32"),
+        ("merged_T4SA", "is not on this machine", "xmodal models pull merged_T4SA --file merged_T4SA.h5"),
         ("runs/ViT_L16", "no config.json", "train one first"),
     ],
 )

@@ -20,6 +20,9 @@ from xmodal.labels import CLASSES, NEUTRAL
 
 DEFINITIONS = Path("configs/benchmarks")
 """Where benchmarks are known by name: here, and in the clone that this code lies in."""
+_OF_CLONE = Path(__file__).parent.parent / DEFINITIONS
+"""Not there where the code was installed without its clone: a wheel has no `configs`."""
+INSTALL_FROM_CLONE = "names of benchmarks are known where xmodal was installed from its clone (pip install -e .)"
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 """Of files, where a folder and no table says which pictures there are."""
 
@@ -156,8 +159,7 @@ class Benchmark:
 
 def known_benchmarks() -> dict[str, str]:
     """Name → definition, of all that are known by name."""
-    clone = Path(__file__).parent.parent / DEFINITIONS
-    files = [file for folder in (clone, DEFINITIONS) for file in sorted(folder.glob("*.yaml"))]
+    files = [file for folder in (_OF_CLONE, DEFINITIONS) for file in sorted(folder.glob("*.yaml"))]
     return {file.stem: str(file) for file in files}
 
 
@@ -204,13 +206,16 @@ def definition_of(name_or_file: str) -> str:
         raise UserError(
             f"{name_or_file}: no such benchmark", f"give several apart: -b {' '.join(name_or_file.split(','))}"
         )
+    what = f"{name_or_file}: no such benchmark"
+    if not _OF_CLONE.is_dir():
+        raise UserError(what, f"give a YAML file; {INSTALL_FROM_CLONE}")
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(name_or_file.lower(), by_lower, n=1, cutoff=0.5)
     raise UserError(
-        f"{name_or_file}: no such benchmark",
+        what,
         f"did you mean {by_lower[close[0]]}?"
         if close
-        else f"give one of {', '.join(known) or 'none'}, or a YAML file like those in {DEFINITIONS}",
+        else f"give one of {', '.join(known)}, or a YAML file like those in {DEFINITIONS}",
     )
 
 

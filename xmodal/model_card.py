@@ -1,9 +1,11 @@
 """The model card of a student: what it is, learned from, is good for, and is not. Never a post's text, or a path."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xmodal.labels import CLASSES
+from xmodal.published import PUBLISHED, PublishedModel
 
 
 def model_card(
@@ -14,7 +16,8 @@ def model_card(
     `head` is said in words; `loading` is the Python that loads the student.
     """
     sections = [
-        f"{_HEADER}\n\n{_LEARNED_FROM_PEOPLE if provenance.get('benchmark') else _LEARNED_FROM_TEACHER}",
+        _HEADER,
+        textwrap.fill(f"{_WHAT_IT_DOES} {_learned_from(provenance)}", 120, break_on_hyphens=False),
         f"""- Architecture: {architecture}, {num_parameters:,} parameters; head: {head}
 - Input: RGB, {size} by {size} pixels; outputs: logits of {", ".join(CLASSES)}
 
@@ -24,7 +27,7 @@ def model_card(
         "\n".join(_origin(provenance)),
         *_recipe(provenance.get("config")),
         *_metrics(provenance.get("validation"), provenance.get("benchmark")),
-        _USE,
+        _use(provenance),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -37,13 +40,32 @@ tags:
 - timm
 ---
 # Image sentiment student"""
-_LEARNED_FROM_TEACHER = """\
-Predicts negative, neutral or positive sentiment from a picture alone. It learned from the soft labels that a text
-teacher gave to the texts of posts; no person annotated its training pictures."""
-_LEARNED_FROM_PEOPLE = """\
-Predicts negative, neutral or positive sentiment from a picture alone. It began as another student, such as one that
-learned from a text teacher, and was fine-tuned on pictures of a benchmark, by what people said of them. It must not be
-judged on those."""
+_WHAT_IT_DOES = "Predicts negative, neutral or positive sentiment from a picture alone."
+_LEARNED_FROM_TEACHER = (
+    "It learned from {labels} a text teacher gave to the texts of posts; no person annotated its training pictures."
+)
+_LABELS: dict[str | None, str] = {
+    "soft": "the soft labels that",
+    "hard": "hard labels, the most probable classes by the soft labels that",
+    "mixed": "the soft labels, and the most probable classes by them, that",
+}
+_LEARNED_FROM_PEOPLE = (
+    "It began as another student, such as one that learned from a text teacher, and was fine-tuned on pictures of a "
+    "benchmark, by what people said of them. It must not be judged on those."
+)
+_CONVERTED_AS = (
+    "It was converted from Keras weights that were given as `{name}`, a model of the authors of [The Emotions of the "
+    "Crowd](https://arxiv.org/abs/2304.14942) (Serra, Carrara, Tesconi and Falchi, ECAI 2023). {training}"
+)
+_OF_TWEETS = (
+    "They trained it on pictures of tweets, with hard labels: of each, the class that a text teacher found most "
+    "probable for the tweet's words."
+)
+_UNDOCUMENTED = "What they trained it on is not documented; it is what they begin with where they fine-tune."
+_FROM_ELSEWHERE = (
+    "It was converted from Keras weights that were trained elsewhere: on what pictures, and by whose labels, is not "
+    "known here."
+)
 
 _WEIGHTS = {"ema": "the moving average of the steps' weights", "raw": "those after the last of these steps"}
 
@@ -52,11 +74,37 @@ _USE = """## Intended use and limits
 For research on what pictures of public posts convey in sum, such as the mood of many pictures on a topic. Judge it on
 pictures of your own that people have labelled (`xmodal evaluate`) before you rely on it.
 
-- It learned what a text teacher said of the words beside a picture: the teacher's mistakes, irony that it missed, and
-  posts whose words and picture have little to do with each other are in its labels.
-- It saw the posts, languages and years of its data set alone, and has the leanings of those who posted.
+{learned}
 - It does not read the feelings of a person who is seen in a picture. Not for decisions about individuals, for watching
   them, or for moderation without people."""
+_LIMITS_OF_POSTS = """\
+- It learned what a text teacher said of the words beside a picture: the teacher's mistakes, irony that it missed, and
+  posts whose words and picture have little to do with each other are in its labels.
+- It saw the posts, languages and years of its data set alone, and has the leanings of those who posted."""
+_LIMITS_UNKNOWN = """\
+- What it learned from is not known, and so neither are the mistakes and leanings that it has from there."""
+
+
+def _published(provenance: Mapping[str, Any]) -> PublishedModel | None:
+    """The paper's model that a student was converted as."""
+    return PUBLISHED.get((provenance.get("converted_from") or {}).get("model") or "")
+
+
+def _learned_from(provenance: Mapping[str, Any]) -> str:
+    if model := _published(provenance):
+        return _CONVERTED_AS.format(name=model.name, training=_OF_TWEETS if model.dataset else _UNDOCUMENTED)
+    if provenance.get("converted_from"):
+        return _FROM_ELSEWHERE
+    if provenance.get("benchmark"):
+        return _LEARNED_FROM_PEOPLE
+    kind = provenance["config"]["loss"]["kind"] if provenance.get("config") else None
+    return _LEARNED_FROM_TEACHER.format(labels=_LABELS.get(kind, "what"))
+
+
+def _use(provenance: Mapping[str, Any]) -> str:
+    model = _published(provenance)
+    is_known = model.dataset is not None if model else "converted_from" not in provenance
+    return _USE.format(learned=_LIMITS_OF_POSTS if is_known else _LIMITS_UNKNOWN)
 
 
 def _origin(provenance: Mapping[str, Any]) -> Iterator[str]:
@@ -64,6 +112,12 @@ def _origin(provenance: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     if converted := provenance.get("converted_from"):
         yield f"- Converted from Keras weights: `{converted['file']}` (SHA-256 `{converted['sha256']}`)"
+        if model := _published(provenance):
+            yield f"- Training set, by the authors' name: {model.dataset or 'not documented'}"
+            yield f"- Row of the paper's table: {model.row or 'none'}"
+        if model and model.accuracy:
+            figures = ", ".join(f"{name} {accuracy:.1f} %" for name, accuracy in model.accuracy.items())
+            yield f"- Accuracy that the authors published: {figures}"
         return
     if benchmark := provenance.get("benchmark"):
         yield f"- Fine-tuned on pictures of the benchmark {benchmark}; those of `test` it has not seen"

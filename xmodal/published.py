@@ -36,7 +36,8 @@ class PublishedModel:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     """Benchmark of `AGREEMENTS` → published accuracy in percent."""
     recipe: str | None = None
-    """File of configs/train, without its ending, that trains such a model; None where it is not documented enough."""
+    """File of configs/train, without its ending, that trains such a model; None where it is not documented enough. Two
+    models have one where nothing tells how they differ."""
     released: bool = False
     """Whether a file of the release holds it; the others lie on Google Drive alone."""
 
@@ -85,7 +86,7 @@ PUBLISHED: dict[str, PublishedModel] = {
         _model("ViT_B16", "ViT_B16", dataset="merged_T4SA", row="3.7", accuracy=(87.0, 83.1, 79.4)),
         _model("ViT_B32", "ViT_B32", dataset="merged_T4SA", row="3.5", accuracy=(86.5, 82.6, 78.9)),
         # How it differs from ViT_B32 is not documented.
-        _model("merged_T4SA", "ViT_B32", dataset="merged_T4SA"),
+        _model("merged_T4SA", "ViT_B32", dataset="merged_T4SA", recipe="paper_3_5"),
         _model("bal_flat_T4SA2.0", "ViT_B32", dataset="bal_flat_T4SA2.0", row="3.3", accuracy=(82.3, 78.7, 75.3)),
         _model("bal_T4SA2.0", "ViT_B32", dataset="bal_T4SA2.0", row="3.4", accuracy=(84.4, 80.3, 77.1)),
         _model("unb_T4SA2.0", "ViT_B32", dataset="unb_T4SA2.0", recipe="paper_unb_t4sa2_0"),
@@ -125,6 +126,12 @@ def models_folder() -> Path:
 def pulled_folder(name: str) -> Path:
     """The folder of a published model as a student; it is there once the model was pulled."""
     return models_folder() / name
+
+
+def pull_command(name: str) -> str:
+    """What brings a published model to this machine; the file of one that no release holds must be had before."""
+    file = "" if PUBLISHED[name].released else f" --file {name}.h5"
+    return f"xmodal models pull {name}{file}"
 
 
 def models_table() -> str:

@@ -2,7 +2,7 @@
 
 With the linear head, bare timm loads such a folder. It has no argument for the paper's head of two layers: that folder
 says `"head": "mlp"` and `"head_gelu"` in its `config.json`, and `load_student` rebuilds it, while bare timm refuses its
-weights.
+weights. Nor has it a word for pictures that are scaled without antialiasing, as Keras does: `"antialias": false`.
 """
 
 import hashlib
@@ -22,13 +22,14 @@ from timm.data import resolve_input_data_config
 from timm.layers import GELUTanh, Mlp
 from timm.models import load_checkpoint, save_for_hf
 
+from shards.augment import Interpolation
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
 from shards.storage import give_default_permissions
 from xmodal.labels import CLASSES
 from xmodal.model_card import model_card
-from xmodal.published import PUBLISHED, pulled_folder, suggestion
+from xmodal.published import PUBLISHED, pull_command, pulled_folder, suggestion
 
 PRESETS = {
     "ViT_B32": "vit_base_patch32_224.augreg_in21k",
@@ -95,6 +96,8 @@ class InputSpec:
     """Share of the shorter side that the evaluation crop keeps; with `squash`, of each side."""
     squash: bool
     """Whether that crop is stretched to a square."""
+    interpolation: Interpolation
+    """How it is scaled."""
 
 
 def create_student(config: StudentConfig) -> torch.nn.Module:
@@ -117,27 +120,44 @@ def create_student(config: StudentConfig) -> torch.nn.Module:
 
 
 def _create(name: str, *, pretrained: bool, **arguments: Any) -> Any:
-    """`timm.create_model`, which also makes a student with the paper's head as its folder has it."""
+    """`timm.create_model`, which also makes a student as its folder has it where timm has no word for that."""
     folder = Path(name.removeprefix("local-dir:"))
-    gelu = _mlp_gelu(folder / "config.json") if name.startswith("local-dir:") else None
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes()) if name.startswith("local-dir:") and path.is_file() else {}
+    antialias = config.get("antialias", True)
+    if not isinstance(antialias, bool):
+        raise ValueError(f"{path}: antialias: {antialias!r} is neither true nor false")
+    gelu = _mlp_gelu(config, path)
     if gelu is None:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
-    model = timm.create_model(name, pretrained=False, **arguments)
-    put_mlp_head(model, gelu)
-    if pretrained:
-        load_checkpoint(model, str(folder / "model.safetensors"))
+        model = timm.create_model(name, pretrained=pretrained, **arguments)
+    else:
+        model = timm.create_model(name, pretrained=False, **arguments)
+        put_mlp_head(model, gelu)
+        if pretrained:
+            load_checkpoint(model, str(folder / "model.safetensors"))
+    if not antialias:
+        scale_without_antialiasing(model)
     return model
 
 
-def _mlp_gelu(path: Path) -> Gelu | None:
+def _mlp_gelu(config: Mapping[str, Any], path: Path) -> Gelu | None:
     """Which GELU the paper's head of an exported student has, by its `config.json`; None if it has another head."""
-    config = json.loads(path.read_bytes()) if path.is_file() else {}
     if config.get("head") != "mlp":
         return None
     gelu = config.get("head_gelu", "exact")
     if gelu not in get_args(Gelu):
         raise ValueError(f"{path}: head_gelu: {gelu!r} is none of {', '.join(get_args(Gelu))}")
     return cast(Gelu, gelu)
+
+
+def scale_without_antialiasing(model: torch.nn.Module) -> None:
+    """Have a model of bilinear pictures take those of `tf.image.resize`; its `input_spec` and its export say so."""
+    # Not in its pretrained_cfg, where timm would write it to a config.json that it then refuses to read.
+    cast(Any, model).antialias = False
+
+
+def _is_antialiased(model: torch.nn.Module) -> bool:
+    return getattr(model, "antialias", True)
 
 
 def put_mlp_head(model: torch.nn.Module, gelu: Gelu = "exact") -> None:
@@ -203,12 +223,15 @@ def student_folder(folder: str) -> str:
         raise UserError(f"{folder}: no such folder, and none of the paper's models", suggestion(folder))
     pulled = pulled_folder(folder)
     if not pulled.is_dir():
-        raise UserError(f"{folder}: this model of the paper is not on this machine", f"xmodal models pull {folder}")
+        raise UserError(f"{folder}: this model of the paper is not on this machine", pull_command(folder))
     return str(pulled)
 
 
 def input_spec(model: torch.nn.Module, crop_share: float | None = None, squash: bool | None = None) -> InputSpec:
-    """What pictures a model takes, by its own configuration; `crop_share` and `squash` override that of the model."""
+    """What pictures a model takes, by its own configuration; `crop_share` and `squash` override that of the model.
+
+    Raises UserError for an interpolation that is not at hand.
+    """
     # resolve_model_data_config would give the published weights' size, not that of the model as it was made.
     resolved = resolve_input_data_config(model=model, pretrained_cfg=model.pretrained_cfg)
     return InputSpec(
@@ -217,6 +240,7 @@ def input_spec(model: torch.nn.Module, crop_share: float | None = None, squash: 
         std=tuple(resolved["std"]),
         crop_share=crop_share or resolved["crop_pct"],
         squash=resolved["crop_mode"] == "squash" if squash is None else squash,
+        interpolation=_interpolation(resolved["interpolation"], _is_antialiased(model)),
     )
 
 
@@ -259,6 +283,23 @@ def _says_labels(path: Path) -> bool:
     return isinstance(config, dict) and config.get("label_names") == list(CLASSES)
 
 
+def _interpolation(name: str, antialias: bool) -> Interpolation:
+    """By timm's name for it; `random` is bilinear in evaluation, as timm has it."""
+    known: dict[tuple[str, bool], Interpolation] = {
+        ("bicubic", True): "bicubic",
+        ("bilinear", True): "bilinear",
+        ("random", True): "bilinear",
+        ("bilinear", False): "aliased_bilinear",
+    }
+    if (name, antialias) not in known:
+        how = name if antialias else f"{name} without antialiasing"
+        raise UserError(
+            f"student: its pictures are to be scaled by {how}, which xmodal does not do",
+            "set pretrained_cfg.interpolation in its config.json, or model_args.pretrained_cfg_overlay, to bilinear",
+        )
+    return known[name, antialias]
+
+
 def export_student(
     model: torch.nn.Module, folder: str, *, crop_share: float, squash: bool = False, provenance: Mapping[str, Any]
 ) -> None:
@@ -296,7 +337,7 @@ def _write_student(
     save_for_hf(
         model,
         str(folder),
-        model_config={"label_names": list(CLASSES), **_head_config(model)},
+        model_config={"label_names": list(CLASSES), **_head_config(model), "antialias": _is_antialiased(model)},
         safe_serialization=True,
         data_config={"crop_pct": crop_share, "crop_mode": "squash" if squash else "center"},
     )

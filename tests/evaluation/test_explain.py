@@ -2,25 +2,28 @@
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import made_pictures
 import numpy as np
 import pytest
 import s3_servers
+import torch
 from PIL import Image
 
 from shards.augment import eval_box, eval_pixels
+from shards.batches import Normaliser
 from shards.decode import decode_rgb
 from shards.storage import open_storage
 from xmodal.cli import main
-from xmodal.evaluation.attention import Look
+from xmodal.evaluation.attention import Look, look
 from xmodal.evaluation.explain import caption, explained_png
 from xmodal.evaluation.heat_map import heat_map, heated
 from xmodal.labels import CLASSES
-from xmodal.students import InputSpec
+from xmodal.students import InputSpec, StudentConfig, create_student, export_student, scale_without_antialiasing
 
-SPEC = InputSpec(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_share=1.0, squash=False)
+SPEC = InputSpec(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_share=1.0, squash=False, interpolation="bicubic")
 
 
 def warmth(pixels: np.ndarray) -> np.ndarray:
@@ -118,6 +121,23 @@ def test_the_command_writes_a_png_for_each_picture(tiny_student, tmp_path, capsy
     assert main(["explain", "-m", student, pictures[0], "--class", "glad", "--output", str(output)]) == 2
     (told, _) = capsys.readouterr().err.splitlines()[-2:]
     assert told.endswith("label: Expected a Literal['negative', 'neutral', 'positive']. Got value: glad")
+
+
+def test_the_student_is_shown_the_picture_with_its_own_interpolation(tmp_path):
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    args["pretrained_cfg_overlay"] = {"interpolation": "bilinear"}
+    torch.manual_seed(0)
+    student = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=args))
+    scale_without_antialiasing(student)
+    export_student(student, str(tmp_path / "student"), crop_share=1.0, squash=True, provenance={})
+    content = made_pictures.encode(made_pictures.textured(300, 200), "PNG")
+    (tmp_path / "x.png").write_bytes(content)
+    given = ["explain", "-m", str(tmp_path / "student"), str(tmp_path / "x.png"), "--output", str(tmp_path / "out")]
+    assert main(given) == 0
+    pixels = torch.from_numpy(eval_pixels(content, 32, squash=True, interpolation="aliased_bilinear"))[None]
+    found = look(student.eval(), Normaliser(SPEC.mean, SPEC.std)(pixels), label=None, method=None)
+    spec = replace(SPEC, squash=True)
+    assert (tmp_path / "out" / "x.explained.png").read_bytes() == explained_png(content, found, spec, None)
 
 
 def test_any_name_can_be_written_and_what_was_written_is_not_explained_itself(tiny_student, tmp_path, capsys):

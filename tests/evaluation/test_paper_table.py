@@ -57,6 +57,20 @@ def test_a_student_of_our_recipe_for_a_model_without_a_row_stands_for_it_too():
     assert (cells[0].row, cells[0].published, cells[0].difference) == (None, 81.2, pytest.approx(-1.2))
 
 
+def test_a_recipe_that_two_models_share_is_that_of_the_one_with_a_row():
+    (cells,) = (of_one for of_one in paper_cells({"paper_3_5/student": {"5agree": metrics(0.8)}}) if of_one[0].ours)
+    assert (cells[0].row, cells[0].published) == ("3.5", 86.5)
+    (cells,) = (of_one for of_one in paper_cells({"merged_T4SA": {"5agree": metrics(0.8)}}) if of_one[0].ours)
+    assert (cells[0].row, cells[0].model, cells[0].published) == (None, "merged_T4SA", None)
+
+
+def test_weights_that_no_release_holds_are_told_to_be_had_by_hand():
+    cells = paper_cells({"B-T4SA_1.0": {"4agree": metrics(0.8)}})
+    assert "B-T4SA_1.0: its weights are not here: xmodal models pull B-T4SA_1.0 --file B-T4SA_1.0.h5" in (
+        what_is_missing(cells)
+    )
+
+
 def test_the_difference_and_whether_the_published_number_is_outside_of_the_interval(files):
     five, four, three, other = paper_cells(read_all_scores(files))[4]
     assert five.difference == pytest.approx(87 - 86.5)

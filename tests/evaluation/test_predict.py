@@ -12,7 +12,7 @@ from shards.augment import eval_pixels
 from shards.errors import UserError
 from xmodal.benchmarks import load_benchmark
 from xmodal.evaluation.predict import fitting_batch_size, predict
-from xmodal.students import StudentConfig, create_student, load_student
+from xmodal.students import StudentConfig, create_student, load_student, scale_without_antialiasing
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
@@ -46,6 +46,21 @@ def test_each_row_is_what_bare_timm_says_of_its_picture(tiny_student, paths):
             expected = model((torch.from_numpy(pixels)[None].float() / 255 - 0.5) / 0.5).softmax(dim=1)[0]
         assert probabilities[place] == pytest.approx(expected.numpy(), abs=1e-5)
     assert len(np.unique(probabilities[decodable].round(4), axis=0)) == len(decodable)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "aliased_bilinear"])
+def test_pictures_are_scaled_as_the_config_of_the_student_says(paths, interpolation):
+    args = TINY | {"pretrained_cfg_overlay": {"interpolation": "bilinear"}}
+    torch.manual_seed(0)
+    student = create_student(StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=args)).eval()
+    if interpolation == "aliased_bilinear":
+        scale_without_antialiasing(student)
+    sound = [path for path in paths if not path.name.endswith("-x.img")]
+    probabilities = predict(student, sound, batch_size=8, accelerator=Accelerator(cpu=True))
+    pixels = [eval_pixels(path.read_bytes(), 32, 0.9, interpolation=interpolation) for path in sound]
+    with torch.inference_mode():
+        expected = student((torch.from_numpy(np.stack(pixels)).float() / 255 - 0.5) / 0.5).softmax(dim=1)
+    np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-6)
 
 
 def test_the_batch_size_does_not_matter(tiny_student, paths):

@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -14,12 +15,16 @@ import pytest
 import timm
 import torch
 from keras_files import LAYOUTS, MadeViT, layer
+from keras_resize import resized
+from made_pictures import encode, textured
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from shards.batches import Normaliser
 from shards.errors import UserError
 from xmodal import cli
+from xmodal.evaluation.predict import PictureFile
+from xmodal.evaluation.predictor import Predictor
 from xmodal.models.convert import convert
 from xmodal.models.keras_file import read_keras_student
 from xmodal.published import PUBLISHED
@@ -45,6 +50,7 @@ def predicted(folder: Path, pictures: list[Image.Image]) -> np.ndarray:
     student = load_student(str(folder))
     spec = input_spec(student)
     assert (spec.size, spec.crop_share, spec.squash) == (SIDE, 1.0, True)
+    assert spec.interpolation == "aliased_bilinear"
     pixels = torch.from_numpy(bytes_of(pictures).transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
         return student(Normaliser(spec.mean, spec.std)(pixels)).softmax(dim=1).double().numpy()
@@ -60,6 +66,25 @@ def test_a_converted_student_predicts_what_keras_predicts(tmp_path, pictures, la
     assert np.abs(ours - vit.probabilities(bytes_of(pictures) / 127.5 - 1)).max() < 1e-5
     # Not because all pictures are one to it.
     assert np.ptp(ours, axis=0).min() > 0.02
+
+
+def test_a_converted_student_predicts_what_keras_predicts_of_photos_of_any_size(tmp_path):
+    vit = MadeViT(head="linear")
+    convert(str(vit.write(tmp_path / "m.h5", "keras2-model")), str(tmp_path / "s"))
+    files, decoded = [], []
+    for number, (width, height) in enumerate([(600, 450), (450, 600), (1600, 900), (40, 31), (16, 16)]):
+        file = tmp_path / f"{number}.jpg"
+        file.write_bytes(encode(textured(width, height, number), "JPEG", quality=90))
+        files.append(PictureFile(file))
+        decoded.append(np.asarray(Image.open(file)))
+    predictor = Predictor(load_student(str(tmp_path / "s")), device=torch.device("cpu"))
+    [ours] = predictor([files])
+    shown = np.stack([resized(pixels, SIDE) for pixels in decoded])
+    assert np.abs(ours.probabilities - vit.probabilities(shown / 127.5 - 1)).max() < 1e-4
+    # Rounded, or with antialiasing, they would not be.
+    assert np.abs(ours.probabilities - vit.probabilities(shown.round() / 127.5 - 1)).max() > 1e-4
+    antialiased = np.stack([np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), 2)) for pixels in decoded])
+    assert np.abs(ours.probabilities - vit.probabilities(antialiased / 127.5 - 1)).max() > 1e-2
 
 
 @pytest.mark.parametrize("pixels", ["0..1", "-1..1"])
@@ -112,10 +137,50 @@ def test_a_converted_folder_says_where_it_comes_from(tmp_path, capsys):
     assert origin["file"] == "m.h5"
     assert origin["pixels"] == "0..1"
     assert origin["sha256"] in told
-    card = (tmp_path / "s" / "README.md").read_text()
-    assert "Converted from Keras weights" in card
-    assert "text\nteacher" in card
+    assert "Converted from Keras weights" in (tmp_path / "s" / "README.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h5", "s"]
+
+
+def card_of(folder: Path) -> str:
+    """In one line."""
+    return " ".join((folder / "README.md").read_text().split())
+
+
+@pytest.fixture
+def small_ones(monkeypatch) -> None:
+    """Models of the list as they are, but for their size."""
+    for name in ("B-T4SA_1.0", "ViT_L16", "boosted_model"):
+        small = replace(PUBLISHED[name], backbone="other", size=SIDE)
+        monkeypatch.setitem(PUBLISHED, name, small)
+
+
+def test_the_card_of_a_published_model_says_what_the_list_knows_of_it(tmp_path, small_ones):
+    file = MadeViT().write(tmp_path / "m.h5", "keras2-model")
+    for name in ("ViT_L16", "B-T4SA_1.0", "boosted_model"):
+        convert(str(file), str(tmp_path / name), model=PUBLISHED[name])
+        card = card_of(tmp_path / name)
+        assert f"given as `{name}`, a model of the authors of [The Emotions of the Crowd]" in card
+        assert "from the soft labels" not in card
+        assert "no person annotated" not in card
+    card = card_of(tmp_path / "ViT_L16")
+    assert "with hard labels" in card
+    assert "Training set, by the authors' name: merged_T4SA" in card
+    assert "Row of the paper's table: 3.8" in card
+    assert "5agree 87.8 %, 4agree 84.8 %, 3agree 81.9 %" in card
+    assert "Row of the paper's table: none" in card_of(tmp_path / "B-T4SA_1.0")
+    card = card_of(tmp_path / "boosted_model")
+    assert "What they trained it on is not documented" in card
+    assert "teacher" not in card
+    assert "accuracy" not in card
+
+
+def test_of_a_model_of_anyone_else_the_card_says_that_its_training_is_not_known(tmp_path):
+    convert(str(MadeViT().write(tmp_path / "m.h5", "keras2-model")), str(tmp_path / "s"))
+    card = card_of(tmp_path / "s")
+    assert "trained elsewhere: on what pictures, and by whose labels, is not known here" in card
+    assert "neither are the mistakes and leanings" in card
+    for claimed in ("teacher", "soft label", "annotated", "Serra"):
+        assert claimed not in card
 
 
 def test_half_precision_and_double_precision_are_read(tmp_path, pictures):

@@ -1,5 +1,6 @@
 """Published models from a web server as bad as the web: whole or not at all, and the same ones each time."""
 
+import hashlib
 import json
 import resource
 import shutil
@@ -286,6 +287,41 @@ def test_a_server_that_sends_more_than_it_said_is_given_up(server, keras_file, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_is_here_stands_for_its_model_as_a_download_does(cache, keras_file, tmp_path, capsys):
+    file = tmp_path / "from-a-browser.h5"
+    file.write_bytes(keras_file)
+    code, out, _ = run(TINY.name, "--file", str(file), capsys=capsys)
+    assert code == 0
+    assert str(cache / TINY.name) in out
+    assert visible(cache) == [TINY.name, CHECKSUMS]
+    assert same_student(Path(TINY.name), keras_file, tmp_path)
+    assert json.loads((cache / CHECKSUMS).read_text())[TINY.name]["file"] == hashlib.sha256(keras_file).hexdigest()
+    assert file.read_bytes() == keras_file
+    provenance = (cache / TINY.name / "provenance.json").read_text()
+    assert json.loads(provenance)["converted_from"]["file"] == file.name
+    assert str(tmp_path) not in provenance
+    # Now it is there; when it was lost, no other file than the first one takes its place.
+    code, out, _ = run(TINY.name, "--file", str(file), capsys=capsys)
+    assert (code, "before, and whole" in out) == (0, True)
+    shutil.rmtree(cache / TINY.name)
+    file.write_bytes(keras_file + b"\0")
+    code, _, err = run(TINY.name, "--file", str(file), capsys=capsys)
+    assert code == 2
+    assert f"{file}: is not the file that was pulled before" in err
+    assert file.exists()
+
+
+def test_a_file_that_is_no_model_is_refused_and_left_where_it_is(cache, tmp_path, capsys):
+    page = tmp_path / "page.h5"
+    page.write_bytes(b"<html>Virus scan warning</html>")
+    for file, complaint in ((page, "is no HDF5 file"), (tmp_path / "none.h5", "cannot be read: No such file")):
+        code, _, err = run("boosted_model", "--file", str(file), capsys=capsys)
+        assert code == 2
+        assert complaint in err.splitlines()[0]
+    assert page.exists()
+    assert visible(cache) == []
+
+
 def test_two_pulls_at_once_download_once(cache, server, keras_file):
     files = FileServer(keras_file)
     url = server.answer("m.h5", files)
@@ -359,7 +395,8 @@ def test_the_file_of_another_model_is_refused(cache, server, keras_file, capsys)
 @pytest.mark.parametrize(
     ("arguments", "complaint", "remedy"),
     [
-        (["boosted_model"], "no release holds its weights", "--as boosted_model"),
+        (["boosted_model"], "no release holds its weights", "pull boosted_model --file boosted_model.h5"),
+        (["ViT_L16", "--file", "m.h5", "--url", "https://127.0.0.1/m.h5"], "are two places", "one of them"),
         (["ViT_L61"], "none of the paper's twelve", "did you mean ViT_L16?"),
         ([], "pull takes one name", "xmodal models pull"),
         (["ViT_L16", "--url", "file:///etc/hostname"], "is no URL of the web", "https://"),

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_pictures import encode, jpeg, pixels, png
+from keras_resize import resized
+from made_pictures import encode, jpeg, png, textured
 from PIL import Image
 
-from shards.augment import AugmentConfig, eval_pixels, train_pixels
+from shards.augment import AugmentConfig, Interpolation, eval_dtype, eval_pixels, train_pixels
 from shards.errors import ConfigError
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
@@ -165,11 +166,49 @@ def test_an_augmentation_that_cannot_be_is_an_error_that_names_it(name: str, val
     assert str(value) in caught.value.what
 
 
-def test_pixels_are_those_that_pillow_would_resize_to() -> None:
-    image = pixels(300, 200)
-    by_pillow = image.resize((64, 64), Image.Resampling.BICUBIC, box=(50, 0, 250, 200))
-    difference = np.abs(eval_pixels(encode(image, "PNG"), 64).astype(int) - np.asarray(by_pillow).transpose(2, 0, 1))
-    assert difference.max() <= 2
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_pixels_are_those_that_pillow_would_resize_to(interpolation: Interpolation) -> None:
+    image = textured(300, 200)
+    by_pillow = image.crop((50, 0, 250, 200)).resize((64, 64), Image.Resampling[interpolation.upper()])
+    made = eval_pixels(encode(image, "PNG"), 64, interpolation=interpolation)
+    assert made.dtype == eval_dtype(interpolation) == np.uint8
+    assert np.abs(made.astype(int) - np.asarray(by_pillow).transpose(2, 0, 1)).max() <= 2
+
+
+@pytest.mark.parametrize("shape", [(600, 450), (450, 600), (100, 71), (64, 64), (5, 400), (1, 1)])
+@pytest.mark.parametrize("size", [64, 97])
+def test_aliased_bilinear_pixels_are_those_of_keras_unrounded(shape: tuple[int, int], size: int) -> None:
+    image = textured(*shape)
+    expected = resized(np.asarray(image), size).transpose(2, 0, 1)
+    made = eval_pixels(encode(image, "PNG"), size, squash=True, interpolation="aliased_bilinear")
+    assert made.dtype == eval_dtype("aliased_bilinear") == np.float32
+    assert np.abs(made - expected).max() < 0.02
+    if min(shape) > 2 * size:
+        # With antialiasing they are others.
+        assert np.abs(made - eval_pixels(encode(image, "PNG"), size, squash=True, interpolation="bilinear")).max() > 10
+
+
+def test_a_large_jpeg_is_decoded_in_full_where_the_four_nearest_pixels_count() -> None:
+    content = encode(textured(1600, 1200), "JPEG", quality=90)
+    expected = resized(np.asarray(Image.open(io.BytesIO(content))), 64).transpose(2, 0, 1)
+    made = eval_pixels(content, 64, squash=True, interpolation="aliased_bilinear")
+    assert np.abs(made - expected).max() < 0.05
+
+
+def test_a_part_of_a_picture_is_scaled_so_too() -> None:
+    image = textured(300, 200)
+    expected = resized(np.asarray(image)[50:150, 100:200], 32).transpose(2, 0, 1)
+    made = eval_pixels(encode(image, "PNG"), 32, 0.5, interpolation="aliased_bilinear")
+    assert np.abs(made - expected).max() < 0.02
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "aliased_bilinear"])
+def test_a_whole_training_picture_is_scaled_as_in_evaluation(interpolation: Interpolation) -> None:
+    content = encode(textured(300, 200), "PNG")
+    config = replace(NO_AUGMENTATION, squash=True)
+    trained = train_pixels(content, 64, config, np.random.default_rng(0), interpolation)
+    assert trained.dtype == np.uint8
+    assert np.array_equal(trained, eval_pixels(content, 64, squash=True, interpolation=interpolation).round())
 
 
 def test_a_large_jpeg_looks_as_if_it_was_decoded_whole() -> None:

@@ -18,6 +18,8 @@ from xmodal.students import (
     input_spec,
     load_student,
     put_mlp_head,
+    scale_without_antialiasing,
+    student_fingerprint,
 )
 
 ROOT = Path(__file__).parent.parent.parent
@@ -180,6 +182,50 @@ def test_a_student_that_takes_squashed_pictures_says_so(tmp_path):
     export_student(student, str(tmp_path / "student"), crop_share=1.0, squash=True, provenance={})
     assert config_json(tmp_path / "student")["pretrained_cfg"]["crop_mode"] == "squash"
     assert input_spec(load_student(str(tmp_path / "student"))).squash
+
+
+def with_interpolation(name: str) -> torch.nn.Module:
+    return new_student(**TINY, pretrained_cfg_overlay={"interpolation": name})
+
+
+@pytest.mark.parametrize(("name", "taken"), [("bicubic", "bicubic"), ("bilinear", "bilinear"), ("random", "bilinear")])
+def test_a_student_takes_pictures_with_the_interpolation_of_its_config(tmp_path, name, taken):
+    student = with_interpolation(name)
+    assert input_spec(student).interpolation == taken
+    folder = export(student, tmp_path / "student")
+    assert config_json(folder)["pretrained_cfg"]["interpolation"] == name
+    assert input_spec(load_student(str(folder))).interpolation == taken
+    # Those of folders that were exported before the config said so are antialiased.
+    rewrite(folder, antialias=None)
+    assert input_spec(load_student(str(folder))).interpolation == taken
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_student_of_pictures_without_antialiasing_stays_one(tmp_path, head):
+    student = new_student(head=head, **TINY, pretrained_cfg_overlay={"interpolation": "bilinear"})
+    antialiased = student_fingerprint(student)
+    scale_without_antialiasing(student)
+    assert student_fingerprint(student) != antialiased
+    folder = export(student, tmp_path / "student")
+    config = config_json(folder)
+    assert (config["pretrained_cfg"]["interpolation"], config["antialias"]) == ("bilinear", False)
+    assert input_spec(load_student(str(folder))).interpolation == "aliased_bilinear"
+    # One that begins with it, as in fine-tuning, and what is exported of that.
+    for pretrained in (True, False):
+        second = create_student(StudentConfig(model=f"local-dir:{folder}", head=head, pretrained=pretrained))
+        again = export(second, tmp_path / "again")
+        assert input_spec(load_student(str(again))).interpolation == "aliased_bilinear"
+    if head == "linear":  # bare timm takes no notice
+        assert torch.equal(logits(timm.create_model(f"local-dir:{folder}", pretrained=True)), logits(student))
+
+
+def test_an_interpolation_that_is_not_at_hand_is_told():
+    with pytest.raises(UserError, match="scaled by lanczos, which xmodal does not do"):
+        input_spec(with_interpolation("lanczos"))
+    student = with_interpolation("bicubic")
+    scale_without_antialiasing(student)
+    with pytest.raises(UserError, match="scaled by bicubic without antialiasing"):
+        input_spec(student)
 
 
 def test_a_student_can_start_from_an_exported_one(tmp_path):
@@ -352,12 +398,13 @@ def rewrite(folder: Path, **changes) -> None:
         cut,
         lambda folder: rewrite(folder, architecture=None),
         lambda folder: rewrite(folder, architecture="resnet10t"),
+        lambda folder: rewrite(folder, antialias="no"),
         lambda folder: rewrite(folder, label_names=None),
         lambda folder: rewrite(folder, label_names=["positive", "neutral", "negative"]),
     ],
     ids=[
         "no-config", "half-config", "list", "no-weights", "no-weights-in-it", "cut-off", "no-architecture",
-        "other-architecture", "no-labels", "other-labels",
+        "other-architecture", "neither-true-nor-false", "no-labels", "other-labels",
     ],
 )  # fmt: skip
 def test_a_folder_that_is_no_student_is_a_users_mistake(tmp_path, damage):

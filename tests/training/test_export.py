@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
 from xmodal import cli
+from xmodal.model_card import model_card
 from xmodal.students import load_student
 from xmodal.training.checkpoint import committed_steps, read_weights
 from xmodal.training.export import ExportConfig, export, find_checkpoint
@@ -170,11 +171,28 @@ def test_the_card_says_where_the_student_comes_from_and_what_it_is_not_for(avera
     assert view["counts"]["splits"]["train"] == 158
     for said in ("kind adamw", "lr 0.01", "16 pictures", "the moving average", "agreement", "Not for decisions"):
         assert said in card
+    assert "learned from the soft labels that" in " ".join(card.split())
     # The trainer's own student has the same card.
     assert (averaged / "student" / "README.md").read_text() == card
     for file in ("README.md", "provenance.json"):
         assert str(averaged) not in (tmp_path / "out" / file).read_text()
         assert str(small_view) not in (tmp_path / "out" / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "learned"),
+    [
+        ("soft", "the soft labels that"),
+        ("hard", "hard labels, the most probable classes by the soft labels that"),
+        ("mixed", "the soft labels, and the most probable classes by them, that"),
+    ],
+)
+def test_the_card_says_what_labels_a_student_learned_from(averaged, kind, learned):
+    provenance = json.loads((averaged / "student" / "provenance.json").read_text())
+    provenance["config"]["loss"]["kind"] = kind
+    card = model_card(architecture="vit", num_parameters=1, head="linear", size=32, loading="", provenance=provenance)
+    said = " ".join(card.split())
+    assert f"It learned from {learned} a text teacher gave to the texts of posts; no person annotated" in said
 
 
 def test_buffers_of_many_ranks_are_their_mean(tmp_path):

@@ -22,7 +22,7 @@ PAPER = {
     "3.6": ("merged_t4sa", "ViT_L32", 384),
     "3.7": ("merged_t4sa", "ViT_B16", 384),
     "3.8": ("merged_t4sa", "ViT_L16", 384),
-    # Of the authors' other models; those of theirs that have no recipe are documented nowhere.
+    # Of the authors' other models: merged_T4SA has the recipe of 3.5, and boosted_model, documented nowhere, has none.
     "b_t4sa_1_0": ("b_t4sa_1_0", "ViT_B32", 224),
     "unb_t4sa2_0": ("unb_t4sa2_0", "ViT_B32", 224),
 }

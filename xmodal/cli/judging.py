@@ -81,6 +81,7 @@ def table(arguments: list[str]) -> None:
 
 def benchmarks(arguments: list[str]) -> int:
     """Human-labelled benchmarks: which are known, and whether a copy is whole (`xmodal benchmarks list|verify`)."""
+    from xmodal.benchmarks import INSTALL_FROM_CLONE
     from xmodal.evaluation.output_files import check_output_file, write_json
     from xmodal.evaluation.verify import list_benchmarks, verify_benchmark
 
@@ -96,7 +97,10 @@ def benchmarks(arguments: list[str]) -> int:
     parser.add_argument("--json")
     parsed = parsed_arguments(parser, rest, "benchmarks")
     if action == "list":
-        for name, config, is_here in list_benchmarks(parsed.root):
+        known = list_benchmarks(parsed.root)
+        if not known:
+            raise UserError("no benchmark is known by name here", INSTALL_FROM_CLONE)
+        for name, config, is_here in known:
             count = config.expected.pictures
             pictures = "" if count is None else f"{count if config.expected.certain else f'about {count}'} pictures"
             kind = "scores" if config.is_graded else "classes"

@@ -57,11 +57,14 @@ def _pull_model(arguments: list[str]) -> None:
     parser = action_parser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--url")
+    parser.add_argument("--file")
     parsed = parsed_arguments(parser, arguments, "models")
     if len(parsed.names) != 1:
         raise UserError("command line: pull takes one name", "xmodal models pull ViT_L16")
+    if parsed.url and parsed.file:
+        raise UserError("command line: --url and --file are two places to have the weights from", "give one of them")
     model = published_model(parsed.names[0])
-    done = pull(model, url=parsed.url)
+    done = pull(model, url=parsed.url, file=parsed.file)
     print_table(f"Student {pulled_folder(model.name)}", _rows_of(done) if done else [("pulled", "before, and whole")])
 
 
@@ -77,7 +80,7 @@ def _rows_of(done: "Conversion") -> list[tuple[str, object]]:
 _MODELS_USAGE = """\
 usage: xmodal models list
        xmodal models convert [--as NAME] [--pixels 0..1|-1..1] [--gelu exact|tanh] FILE.h5 FOLDER
-       xmodal models pull [--url URL] NAME
+       xmodal models pull [--url URL | --file FILE.h5] NAME
 
   list      each model's name, backbone, input, training set, row and accuracies of the paper's table, and where its
             weights are
@@ -90,4 +93,5 @@ usage: xmodal models list
   --pixels    what pixels were scaled to in training, which no file says; by default 0..1 for B/32, -1..1 for others
   --gelu      which GELU the head of two layers has, where the file does not say: exact as Keras's own (the default),
               or tanh as that of tensorflow_addons, which the authors' models have
-  --url       another place to have the weights from than the authors' release"""
+  --url       another place to have the weights from than the authors' release
+  --file      the weights, which are here already; four of the models are in no release"""

@@ -63,9 +63,9 @@ def crossval(arguments: list[str]) -> int:
     `deepspeed launch/crossval.py` does the same on many ranks. What is not given is as in
     configs/finetune/five_fold.yaml: the paper's. Ends with exit code 75 where it was asked to stop and can go on.
     """
-    from xmodal.finetuning.config import RECIPES, CrossvalConfig
+    from xmodal.finetuning.config import CrossvalConfig, recipe_file
 
-    spelt = [f"--config={RECIPES / 'five_fold.yaml'}", *_spelt(arguments)]
+    spelt = [f"--config={recipe_file('five_fold')}", *_spelt(arguments)]
     config = read_config(CrossvalConfig, spelt, crossval)
     _use_processors_without_gpu()
     from xmodal.finetuning.run import cross_validate
@@ -79,9 +79,9 @@ def finetune_fi(arguments: list[str]) -> int:
     `deepspeed launch/finetune_fi.py` does the same on many ranks. What is not given is as in
     configs/finetune/given_splits.yaml: the paper's. Ends with exit code 75 where it was asked to stop and can go on.
     """
-    from xmodal.finetuning.config import RECIPES, FinetuneFiConfig
+    from xmodal.finetuning.config import FinetuneFiConfig, recipe_file
 
-    spelt = [f"--config={RECIPES / 'given_splits.yaml'}", *_spelt(arguments)]
+    spelt = [f"--config={recipe_file('given_splits')}", *_spelt(arguments)]
     config = read_config(FinetuneFiConfig, spelt, finetune_fi)
     _use_processors_without_gpu()
     from xmodal.finetuning.run import finetune_on_splits

@@ -79,7 +79,9 @@ def explain(config: ExplainConfig) -> tuple[list[str], int]:
             continue
         try:
             content = picture.read()
-            pixels = eval_pixels(content, spec.size, spec.crop_share, squash=spec.squash)
+            pixels = eval_pixels(
+                content, spec.size, spec.crop_share, squash=spec.squash, interpolation=spec.interpolation
+            )
         except (UndecodableImageError, OSError) as error:
             log.warning("%s: %s", picture.path, error)
             num_failures += 1

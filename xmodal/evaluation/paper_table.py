@@ -13,7 +13,7 @@ from shards.errors import ConfigError, UserError
 from shards.json_object import without_nan
 from xmodal.benchmarks import load_definition
 from xmodal.evaluation.scores_file import Scores, read_scores
-from xmodal.published import AGREEMENTS, PUBLISHED, PublishedModel, pulled_folder
+from xmodal.published import AGREEMENTS, PUBLISHED, PublishedModel, pull_command, pulled_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
             lines.append(f"{benchmark}: {definition.labels} is not here; get it: {definition.source}")
     for model, benchmarks in lacking.items():
         if benchmarks and model in PUBLISHED and not pulled_folder(model).is_dir():
-            lines.append(f"{model}: its weights are not here: xmodal models pull {model}")
+            lines.append(f"{model}: its weights are not here: {pull_command(model)}")
         elif benchmarks and evaluated[model]:
             # A second file of a single student would need the name of the first, and take its place.
             together = " ".join([*evaluated[model], *benchmarks])
@@ -148,8 +148,11 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
 
 def _published_as(name: str) -> str | None:
     """The published model that a student is, by its own name or by that of our recipe (`paper_3_5`) in its path."""
-    by_recipe = {model.recipe: model.name for model in PUBLISHED.values() if model.recipe}
-    known = {**by_recipe, **{model: model for model in PUBLISHED}}
+    known = {name: name for name in PUBLISHED}
+    for model in PUBLISHED.values():
+        # Of two models with one recipe, the first: ViT_B32, which has a row, before merged_T4SA, which has none.
+        if model.recipe:
+            known.setdefault(model.recipe, model.name)
     return next((known[part] for part in name.split("/") if part in known), None)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from shards.augment import eval_pixels
+from shards.augment import eval_dtype, eval_pixels
 from shards.batches import Normaliser
 from shards.decode import UndecodableImageError
 from shards.errors import UserError
@@ -115,7 +115,7 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, pixels: torch.Tensor) -> np.ndarray:
-        """uint8 `(n, 3, size, size)` → float64 `(n, 3)`; NaN and infinities where the student's outputs are such.
+        """Pixels `(n, 3, size, size)` → float64 `(n, 3)`; NaN and infinities where the student's outputs are such.
 
         Raises UserError where so many pictures do not fit into memory.
         """
@@ -160,13 +160,15 @@ class Predictor:
         return Predictions(pictures=pictures, probabilities=probabilities, failures=failures)
 
     def _pixels(self, reads: Sequence[_Read]) -> tuple[torch.Tensor, dict[int, str]]:
-        """Pixels uint8 `(n, 3, size, size)`, channels last in memory; zeros for what fails, and why that does."""
-        size = self.spec.size
-        pixels = np.zeros((len(reads), size, size, 3), dtype=np.uint8)
+        """Those of `eval_pixels`, `(n, 3, size, size)`, channels last in memory; zeros for what fails, and why."""
+        spec = self.spec
+        pixels = np.zeros((len(reads), spec.size, spec.size, 3), dtype=eval_dtype(spec.interpolation))
         failures: dict[int, str] = {}
         for place, read in enumerate(reads):
             try:
-                cropped = eval_pixels(read(), size, self.spec.crop_share, squash=self.spec.squash)
+                cropped = eval_pixels(
+                    read(), spec.size, spec.crop_share, squash=spec.squash, interpolation=spec.interpolation
+                )
                 pixels[place] = cropped.transpose(1, 2, 0)
             except UndecodableImageError as error:
                 failures[place] = f"cannot be decoded: {error}"

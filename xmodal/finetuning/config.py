@@ -4,19 +4,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.checks import require_folder, require_range
-from shards.errors import ConfigError
+from shards.errors import ConfigError, UserError
 from xmodal.evaluation.folds import FOLD_SEED, NUM_FOLDS
 from xmodal.students import StudentConfig
 from xmodal.training.config import TrainConfig
 from xmodal.training.pinned_config import MAY_CHANGE as TRAIN_MAY_CHANGE
 
 RECIPES = Path(__file__).parent.parent.parent / "configs" / "finetune"
-"""The paper's: what is not given is as there."""
+"""The paper's: what is not given is as there. A wheel has none."""
 
 MAY_CHANGE = {"root", "output", "json", "batch_size", "num_workers", "num_draws", "seed"} | {
     f"train.{name}" for name in TRAIN_MAY_CHANGE
 }
 """Settings that shape neither divisions nor students: a run may go on with others."""
+
+
+def recipe_file(name: str) -> Path:
+    """The file of one of `RECIPES`. Raises UserError where the code was installed without its clone."""
+    file = RECIPES / f"{name}.yaml"
+    if not file.is_file():
+        raise UserError(f"{file}: no such recipe", "install xmodal from the folder of its clone: pip install -e .")
+    return file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,15 @@ from shards.errors import UserError
 from shards.storage import LocalStorage
 from xmodal.models.keras_file import KerasStudent, UnfitFileError, read_keras_student
 from xmodal.published import PixelRange, PublishedModel, mean_and_std
-from xmodal.students import PRESETS, Gelu, StudentConfig, create_student, export_student, put_mlp_head
+from xmodal.students import (
+    PRESETS,
+    Gelu,
+    StudentConfig,
+    create_student,
+    export_student,
+    put_mlp_head,
+    scale_without_antialiasing,
+)
 
 _PRESETS = {
     (768, 12, 12, 3072, 32): "ViT_B32",
@@ -108,7 +116,6 @@ def _network(student: KerasStudent, backbone: str, pixels: PixelRange, gelu: Gel
     mean, std = mean_and_std(pixels)
     arguments: dict[str, Any] = {
         "img_size": student.image_size,
-        # tf.image.resize, which the authors call, is bilinear.
         "pretrained_cfg_overlay": {"mean": list(mean), "std": list(std), "interpolation": "bilinear"},
     }
     if backbone == "other":
@@ -121,6 +128,8 @@ def _network(student: KerasStudent, backbone: str, pixels: PixelRange, gelu: Gel
         }
     model = backbone if backbone in PRESETS else "ViT_B16"
     network = create_student(StudentConfig(model=model, pretrained=False, model_args=arguments))
+    # With "bilinear" above: tf.image.resize, which the authors call.
+    scale_without_antialiasing(network)
     if student.head == "mlp":
         put_mlp_head(network, gelu)
     network.load_state_dict({name: torch.from_numpy(weights) for name, weights in student.weights.items()})

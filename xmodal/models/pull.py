@@ -1,7 +1,7 @@
-"""A published model by its name → a student in the models folder: downloaded, checked, converted, kept.
+"""A published model by its name → a student in the models folder: downloaded or given, checked, converted, kept.
 
-The authors publish no checksums. That of the first file that was downloaded and could be converted is kept beside the
-models, and a later download of the same model must have it.
+The authors publish no checksums. That of the first file that could be converted is kept beside the models, and a later
+one of the same model must have it.
 """
 
 import fcntl
@@ -20,29 +20,29 @@ from shards.storage import LocalStorage, told_to_user
 from xmodal.models.convert import Conversion, convert
 from xmodal.models.download import download
 from xmodal.models.keras_file import UnfitFileError
-from xmodal.published import PublishedModel, models_folder, pulled_folder
+from xmodal.published import PublishedModel, models_folder, pull_command, pulled_folder
 
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
-"""In the models folder: model → `file` and `student`, the SHA-256 of what was downloaded and of what it became."""
+"""In the models folder: model → `file` and `student`, the SHA-256 of the Keras file and of what it became."""
 
 
-def pull(model: PublishedModel, *, url: str | None = None) -> Conversion | None:
-    """Have a model as a student in `pulled_folder(model.name)`; returns what was found in the file.
+def pull(model: PublishedModel, *, url: str | None = None, file: str | None = None) -> Conversion | None:
+    """Have a model as a student in `pulled_folder(model.name)`; returns what was found in the Keras file.
 
     Returns None for one that is there and whole: then nothing is asked of the network. `url` is another place than the
-    release. Raises UserError where the file cannot be had, is no such model, or is another than the first time.
+    release; a `file` that is here already is taken instead, and left as it is. Raises UserError where the file cannot
+    be had, is no such model, or is another than the first time.
     """
-    url = url or model.url
     folder = models_folder()
     with told_to_user(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, model.name):
-            return _pull(model, url, folder)
+            return _pull(model, url or model.url, file, folder)
 
 
-def _pull(model: PublishedModel, url: str | None, folder: Path) -> Conversion | None:
+def _pull(model: PublishedModel, url: str | None, given: str | None, folder: Path) -> Conversion | None:
     target = pulled_folder(model.name)
     known = _checksums(folder).get(model.name, {})
     if target.is_dir():
@@ -50,38 +50,46 @@ def _pull(model: PublishedModel, url: str | None, folder: Path) -> Conversion | 
         if checksum and checksum == known.get("student"):
             return None
         log.warning("%s: is not as it was pulled; pulling it again", target)
-    if url is None:
+    source = given or url
+    if source is None:
         raise UserError(
             f"{model.name}: no release holds its weights",
-            f"download {model.name}.h5 by hand, and `xmodal models convert {model.name}.h5 FOLDER --as {model.name}`; "
-            f"or give --url URL",
+            f"download {model.name}.h5 by hand, and `{pull_command(model.name)}`; or give --url URL",
         )
     work = folder / f".{model.name}"
     work.mkdir(exist_ok=True)
-    file = work / f"{model.name}.h5"
-    if not file.exists():
-        download(url, file)
-    with open(file, "rb") as opened:
-        checksum = hashlib.file_digest(opened, "sha256").hexdigest()
-    if known and checksum != known.get("file"):
-        file.unlink()
-        raise UserError(
-            f"{url}: is not the file that was pulled before: SHA-256 {checksum}, then {known.get('file')}",
-            f"if it may have changed, take {model.name} out of {folder / CHECKSUMS} and pull again",
-        )
+    file = Path(given) if given else work / f"{model.name}.h5"
+    if not given and not file.exists():
+        download(source, file)
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
     try:
-        done = convert(str(file), str(made / model.name), model=model, source=url)
+        checksum = _file_checksum(file)
+        if known and checksum != known.get("file"):
+            raise UnfitFileError(
+                f"{source}: is not the file that was pulled before: SHA-256 {checksum}, then {known.get('file')}",
+                f"if it may have changed, take {model.name} out of {folder / CHECKSUMS} and pull again",
+            )
+        done = convert(str(file), str(made / model.name), model=model, source=None if given else url)
     except UnfitFileError:
-        file.unlink()  # it would be refused the next time too
+        if not given:
+            file.unlink()  # it would be refused the next time too
         raise
-    _keep_checksums(folder, model.name, {"file": checksum, "student": _student_checksum(made / model.name), "url": url})
+    origin = {} if given else {"url": source}
+    _keep_checksums(folder, model.name, {"file": checksum, "student": _student_checksum(made / model.name), **origin})
     if target.exists():  # moved aside in one step: the name stands for a whole student or for none
         os.rename(target, made / "retired")
     os.rename(made / model.name, target)
     shutil.rmtree(work)
     return done
+
+
+def _file_checksum(file: Path) -> str:
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}", "check the path") from error
 
 
 def _student_checksum(student: Path) -> str | None:
@@ -98,7 +106,7 @@ def _student_checksum(student: Path) -> str | None:
 
 def _checksums(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / CHECKSUMS
-    remedy = "mend it, or remove it to accept what is downloaded next"
+    remedy = "mend it, or remove it to accept what is pulled next"
     try:
         found = parse_json_object(path.read_bytes(), str(path), remedy)
     except FileNotFoundError:

@@ -56,6 +56,7 @@ class Pictures:
             size=self._spec.size,
             crop_share=self._spec.crop_share,
             squash=self._spec.squash,
+            interpolation=self._spec.interpolation,
             batch_size=self._batch_size,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,

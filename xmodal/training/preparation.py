@@ -93,6 +93,7 @@ def prepare(config: TrainConfig, view: View, ranks: Ranks) -> Preparation:
         config=config.stream,
         size=spec.size,
         augment=config.augment,
+        interpolation=spec.interpolation,
         global_batch_size=config.global_batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
