@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import threading
 
 import pytest
 from launchers import ROOT, launch, settings
@@ -51,9 +52,9 @@ def test_a_tracker_that_is_named_twice_is_refused(small_view, tmp_path, capsys):
     assert "names one twice" in capsys.readouterr().err
 
 
-# It is TensorBoard's own thread that fails, and says so; then it tells whoever gives it more.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_where_the_disk_takes_no_more_of_tensorboard_it_is_told(tmp_path):
+def test_where_the_disk_takes_no_more_of_tensorboard_it_is_told(tmp_path, monkeypatch):
+    # It is TensorBoard's own thread that fails, and says so; then it tells whoever gives it more.
+    monkeypatch.setattr(threading, "excepthook", lambda said: None)
     run = TrackedRun(folder=tmp_path, run_id="1", wandb_project="", settings={}, resumed_step=0)
     [tracker] = open_trackers(["tensorboard"], run)
 
