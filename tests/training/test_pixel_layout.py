@@ -32,7 +32,9 @@ def test_channels_are_last_for_what_convolves_on_a_gpu(model, model_args, on_gpu
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pixels_lie_as_it_was_decided_and_are_the_same_ones(small_view, dtype):
-    spec = InputSpec(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop_share=1.0, squash=False)
+    spec = InputSpec(
+        size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), crop_share=1.0, squash=False, interpolation="bicubic"
+    )
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     batch = Batch(pixels, torch.zeros(4, 3), torch.arange(4), torch.ones(4, dtype=torch.bool), [])
     made = [

@@ -88,6 +88,14 @@ def test_a_stop_file_stops_a_run_under_the_deepspeed_launcher_and_is_taken_away(
     assert committed_steps(tmp_path / "checkpoints")
 
 
+def test_a_stop_file_that_comes_too_late_does_not_stop_whoever_goes_on_beyond_the_end(small_view, tmp_path):
+    arguments = settings(small_view, tmp_path, "--checkpoint_every_steps=1")
+    assert launch("python", [*arguments, "--max_steps=2"]).returncode == 0
+    (tmp_path / "stop").touch()
+    assert launch("python", [*arguments, "--max_steps=2"]).returncode == 0
+    assert not (tmp_path / "stop").exists()
+
+
 def num_unfinished(folder: Path) -> int:
     """How many checkpoints are not committed. Those that are must hold all of the student."""
     complete, held = committed_steps(folder), []

@@ -11,6 +11,9 @@ def under_srun(verb: Callable[[list[str]], int | None]) -> Callable[[list[str]],
     @wraps(verb)
     def run(arguments: list[str]) -> int | None:
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            if os.environ.get("DS_ACCELERATOR") == "cpu":
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Accelerate does not know of the other
+
             import torch
 
             from xmodal.training.ranks import device_number, rank_variables

@@ -48,6 +48,7 @@ from xmodal.training.job import joined_ranks
 from xmodal.training.mistakes import by_first
 from xmodal.training.pinned_config import check_pinned_config, pin_config
 from xmodal.training.ranks import limit_waiting
+from xmodal.training.stop import StopRequest
 from xmodal.training.train import train_within
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
             _predict(config, tested, folder / name, accelerator)
     if not ranks.is_first:
         return Outcome(is_finished=True)
+    StopRequest(Path(train.stop_file)).answered()  # which came too late
     summary = summarise(
         divisions,
         benchmark,

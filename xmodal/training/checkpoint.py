@@ -345,14 +345,15 @@ def _restore_buffers(module: torch.nn.Module, folder: Path, saved_by: int, ranks
             buffer.copy_(_mean([file.get_tensor(f"{_BUFFER}:{name}") for file in files]))
 
 
-def _read_commits(folder: Path, required: Mapping[str, type] = MappingProxyType({})) -> dict[int, dict[str, Any]]:
-    commits = [read_commit(folder / name, required) for name in committed_steps(folder)]
+def _read_commits(folder: Path) -> dict[int, dict[str, Any]]:
+    commits = [read_commit(folder / name) for name in committed_steps(folder)]
     return {commit["step"]: commit for commit in commits}
 
 
 def _newest_commit(folder: Path, required: Mapping[str, type]) -> dict[str, Any] | None:
-    commits = _read_commits(folder, required)
-    return commits[max(commits)] if commits else None
+    # All of them: a damaged one is told now, not when the next is saved. Only the newest must be one to go on from.
+    commits = _read_commits(folder)
+    return read_commit(folder / folder_name(max(commits)), required) if commits else None
 
 
 def _measured(commits: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:

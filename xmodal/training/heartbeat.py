@@ -125,8 +125,14 @@ class Heartbeat:
             return
         if self._ranks.is_first:
             time.sleep(2 * self._interval)  # until the others have heard of it
+        error = self._lost_error(lost)
+        if self._ranks.rank in lost:
+            error = UserError(
+                f"rank {self._ranks.rank}: stood still for so long that the others have gone without it",
+                "see what its host was busy with; started again, the run goes on from its last checkpoint",
+            )
         # By hand, since no thread may be waited for.
-        sys.stderr.write(f"xmodal: {self._lost_error(lost)}\n")
+        sys.stderr.write(f"xmodal: {error}\n")
         sys.stderr.flush()
         os._exit(2)
 

@@ -55,7 +55,10 @@ def train(config: TrainConfig) -> bool:
     # Before the ranks wait for each other: the likeliest mistakes are told at once.
     view = _begin(config)
     with joined_ranks(config.peer_timeout) as ranks:
-        return _train(config, view, ranks)
+        finished = _train(config, view, ranks)
+        if finished and ranks.is_first:
+            _stop_request(config).answered()  # which came too late: it is not for a run that goes on beyond the end
+    return finished
 
 
 def train_within(config: TrainConfig, ranks: Ranks) -> bool:
@@ -71,9 +74,13 @@ def _begin(config: TrainConfig) -> View:
     return view
 
 
+def _stop_request(config: TrainConfig) -> StopRequest:
+    return StopRequest(Path(config.stop_file or Path(config.output, "stop")))
+
+
 def _train(config: TrainConfig, view: View, ranks: Ranks) -> bool:
     require_agreement(facts_of_run(config, view), ranks)
-    stop = StopRequest(Path(config.stop_file or Path(config.output, "stop")))
+    stop = _stop_request(config)
     if config.upload:
         by_first_at_length(lambda: fetch_checkpoints(open_storage(config.upload, create=True), Path(config.output)))
     with told_of_lost_workers(), stop.listening(), Watchdog(config.step_timeout, ranks.rank) as watchdog:
