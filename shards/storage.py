@@ -48,16 +48,24 @@ def pread(descriptor: int, offset: int, length: int, name: str) -> bytes:
 
 
 @contextmanager
-def told_to_user(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what keeps this user from writing to `folder` (rights, a full disk) into a UserError."""
+def told_to_user(
+    folder: str | os.PathLike[str],
+    remedy: str = "see to its permissions and its free space, or give another folder",
+    *,
+    every: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Turn what keeps this user from writing to `folder` (rights, a full disk) into a UserError.
+
+    Of the classes `every` all errors are taken for that: libraries have words of their own for what the system says.
+    """
+    expected: tuple[type[Exception], ...] = (OSError, *every)
     try:
         yield
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+    except expected as error:
+        if not isinstance(error, every) and getattr(error, "errno", None) not in _CANNOT_WRITE:
             raise
         raise UserError(
-            f"{folder}: cannot be written to: {error.strerror}",
-            "see to its permissions and its free space, or give another folder",
+            f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}", remedy
         ) from error
 
 

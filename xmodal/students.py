@@ -26,7 +26,7 @@ from shards.augment import Interpolation
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
 from shards.json_object import parse_json_object
-from shards.storage import give_default_permissions
+from shards.storage import give_default_permissions, told_to_user
 from xmodal.labels import CLASSES
 from xmodal.model_card import model_card
 from xmodal.published import PUBLISHED, pull_command, pulled_folder, suggestion
@@ -311,7 +311,7 @@ def export_student(
     Raises UserError for a folder that holds something else (`require_replaceable`), and where it cannot be written.
     """
     target = require_replaceable(folder)
-    try:
+    with told_to_user(folder, every=(OSError, SafetensorError)):
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
         try:
@@ -324,11 +324,6 @@ def export_student(
             shutil.rmtree(retired, ignore_errors=True)
         finally:
             shutil.rmtree(staged, ignore_errors=True)  # gigabytes that nobody would look for
-    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for whatever the system says
-        raise UserError(
-            f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or first_line(error)}",
-            "see to its permissions and its free space, or give another folder",
-        ) from error
 
 
 def _write_student(

@@ -77,7 +77,8 @@ def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view,
     )
     assert done.returncode == 2, done.stdout
     assert re.search(r"^ZeRO 3 ", done.stdout, re.MULTILINE)
-    assert re.search(rf"xmodal: a step takes about \d+\.\d GiB{of_ranks}, and this machine has ", done.stdout)
+    told = re.findall(rf"xmodal: a step takes about \d+\.\d GiB{of_ranks}, and this machine has ", done.stdout)
+    assert len(told) == 1
     assert "lower micro_batch_size" in done.stdout
     assert "Traceback" not in done.stdout
     assert "all steps" not in done.stdout

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from launchers import launch, losses, settings
+from launchers import launch, losses, settings, start_ranks, wait_for_ranks
 from test_reference_run import MODEL_ARGS, float32_config
 
 from shards.batches import Normaliser
@@ -122,6 +122,27 @@ def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_p
     (tmp_path / "some.safetensors").write_bytes(b"{}")
     with pytest.raises(UserError, match=r"some\.safetensors: is damaged"):
         store.find(ids)
+
+
+def test_a_feature_store_that_is_of_no_use_ends_all_ranks_and_the_first_tells_it(small_view, tmp_path):
+    kept = "--frozen_epochs=1", "--keep_features=true", f"--feature_folder={tmp_path}/kept"
+    alone = launch("python", settings(small_view, tmp_path / "alone", *kept, "--max_steps=1"))
+    assert alone.returncode == 0, alone.stdout
+    [file] = (tmp_path / "kept").iterdir()
+    file.write_bytes(b"{}")
+
+    def told_by_two_ranks(*more: str) -> list[str]:
+        codes, outputs = wait_for_ranks(start_ranks([settings(small_view, tmp_path / "run", *kept, *more)] * 2))
+        assert codes == [2, 2], outputs
+        assert "Traceback" not in outputs[0]
+        return outputs
+
+    first, second = told_by_two_ranks()
+    assert f"xmodal: {file}: is damaged: " in first
+    assert "xmodal: " not in second
+    first, second = told_by_two_ranks(f"--feature_folder={file}/below")
+    assert f"xmodal: {file}/below: cannot be a folder: " in first
+    assert "xmodal: " not in second
 
 
 def test_a_backbone_is_known_by_its_weights_and_its_input_and_not_by_its_head():

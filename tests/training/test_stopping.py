@@ -207,7 +207,7 @@ def test_what_one_rank_cannot_read_ends_all_with_a_checkpoint_and_they_go_on_exa
     assert codes == [2, 2], outputs
     complaint = "1 of 49 pictures are damaged, more than stream.max_damaged_share = 0.0; the last: "
     assert f"xmodal: rank 1: {complaint}" in outputs[0]
-    assert f"xmodal: {complaint}" in outputs[1]
+    assert "xmodal: " not in outputs[1]
     assert committed_steps(output / "checkpoints") == ["step-00000005"]
     codes, outputs = wait_for_ranks(start_ranks([arguments] * 2))
     assert codes == [0, 0], outputs

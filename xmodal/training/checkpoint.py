@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from shards.errors import UserError
 from shards.json_object import parse_json_object
-from shards.storage import LocalStorage, give_default_permissions
+from shards.storage import LocalStorage, give_default_permissions, told_to_user
 from xmodal.training.engine_state import (
     WEIGHT,
     gather_parameters,
@@ -33,7 +33,7 @@ from xmodal.training.engine_state import (
     restore_loss_scale,
     restore_parameters,
 )
-from xmodal.training.mistakes import by_all
+from xmodal.training.mistakes import by_all, by_first
 from xmodal.training.ranks import Ranks
 
 COMMIT_FILE = "commit.json"
@@ -106,37 +106,16 @@ def load_checkpoint(
 ) -> dict[str, Any] | None:
     """Load the newest complete checkpoint into the engine and return its state; None if there is none.
 
-    It may have been saved by another number of ranks and at another ZeRO stage. Raises UserError if it is damaged, is
-    of another student, or lacks one of the `required` values of the state.
+    It may have been saved by another number of ranks and at another ZeRO stage. All ranks call it. Raises UserError on
+    all of them if it is damaged, is of another student, or lacks one of the `required` values of the state.
     """
     # The first rank chooses for all: on a shared file system the others may still see an older listing.
-    chosen: list[dict[str, Any] | UserError | None] = [None]
-    if ranks.is_first:
-        try:
-            chosen = [_newest_commit(folder, {**_ENGINE, **required})]
-        except UserError as error:
-            chosen = [error]
-    dist.broadcast_object_list(chosen)
-    state = chosen[0]
-    if isinstance(state, UserError):
-        raise state
+    state = by_first(lambda: _newest_commit(folder, {**_ENGINE, **required}))
     if state is None:
         return None
     source = folder / folder_name(state["step"])
-    try:
-        with ExitStack() as stack:
-            # The first rank reads for all: many nodes would read the same from one file system.
-            files = [
-                stack.enter_context(safe_open(_share(source, rank), "pt"))
-                for rank in range(state["world_size"] if ranks.is_first else 0)
-            ]
-            _restore(engine, files, source, state)
-        _restore_buffers(engine.module, source, state["world_size"], ranks)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{source}: cannot be loaded: {error}",
-            f"remove that folder, and the run goes on from the one before, or see what became of {_share(source, 0)}",
-        ) from error
+    _restore(engine, source, state)
+    by_all(partial(_restore_buffers, engine.module, source, state["world_size"], ranks))
     restore_loss_scale(engine, state["loss_scale"])
     return state
 
@@ -228,15 +207,21 @@ def _share(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.safetensors"
 
 
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _told(folder: Path) -> AbstractContextManager[None]:
     """Turn what the system says of a folder that cannot be written into a UserError."""
+    remedy = "see to its free space, quota and permissions; started again, the run goes on from the checkpoint before"
+    return told_to_user(folder, remedy, every=(OSError, SafetensorError))
+
+
+@contextmanager
+def _told_of_damage(source: Path) -> Iterator[None]:
+    """Turn what is wrong with the files of a checkpoint into a UserError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for whatever the system says
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: cannot be written to: {getattr(error, 'strerror', None) or error}",
-            "see to its free space, quota and permissions; started again, the run goes on from the checkpoint before",
+            f"{source}: cannot be loaded: {error}",
+            f"remove that folder, and the run goes on from the one before, or see what became of {_share(source, 0)}",
         ) from error
 
 
@@ -283,25 +268,37 @@ def _commit(commit: dict[str, Any], folder: Path, ranks: Ranks) -> None:
         LocalStorage(folder).replace(COMMIT_FILE, json.dumps(commit, indent=2).encode() + b"\n")
 
 
-def _restore(engine: Any, files: Sequence[Any], source: Path, state: dict[str, Any]) -> None:
-    places = {key: file for file in files for key in file.keys()}  # noqa: SIM118  # it is no dict
-    shapes = [{key: tuple(file.get_slice(key).get_shape()) for key, file in places.items()}]
-    dist.broadcast_object_list(shapes)
-    known = shapes[0]
-    _check_fits(engine.module, known, source)
+def _restore(engine: Any, source: Path, state: dict[str, Any]) -> None:
+    with ExitStack() as stack:
+        places: dict[str, Any] = {}  # files by what they hold, of the first rank
 
-    def read(kind: str, name: str, shape: torch.Size) -> torch.Tensor | None:
-        key = f"{kind}:{name}"
-        if key not in known:
-            return None
-        value = torch.empty(shape, dtype=torch.float32, device=engine.device)
-        if files:
-            value.copy_(places[key].get_tensor(key))
-        dist.broadcast(value, src=0)
-        return value
+        def opened() -> dict[str, tuple[int, ...]]:
+            """The shapes of all that is there."""
+            with _told_of_damage(source):
+                for rank in range(state["world_size"]):
+                    file = stack.enter_context(safe_open(_share(source, rank), "pt"))
+                    places.update(dict.fromkeys(file.keys(), file))
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key, file in places.items()}
+            _check_fits(engine.module, shapes, source)
+            return shapes
 
-    kinds = {key.partition(":")[0] for key in known} - {_BUFFER}
-    restore_parameters(engine, kinds, read, state["optimizer"])
+        # The first rank reads for all: many nodes would read the same from one file system. To open a file compares its
+        # length with what its header says, and maps it into memory: what could go wrong on that rank alone, while the
+        # others wait for a value, has done so by then.
+        known = by_first(opened)
+
+        def read(kind: str, name: str, shape: torch.Size) -> torch.Tensor | None:
+            key = f"{kind}:{name}"
+            if key not in known:
+                return None
+            value = torch.empty(shape, dtype=torch.float32, device=engine.device)
+            if places:
+                value.copy_(places[key].get_tensor(key))
+            dist.broadcast(value, src=0)
+            return value
+
+        kinds = {key.partition(":")[0] for key in known} - {_BUFFER}
+        restore_parameters(engine, kinds, read, state["optimizer"])
 
 
 def _check_fits(module: torch.nn.Module, known: Mapping[str, tuple[int, ...]], source: Path) -> None:
@@ -339,7 +336,7 @@ def _restore_buffers(module: torch.nn.Module, folder: Path, saved_by: int, ranks
     if not buffers:
         return
     sources = [ranks.rank] if saved_by == ranks.world_size else range(saved_by)
-    with ExitStack() as stack:
+    with _told_of_damage(folder), ExitStack() as stack:
         files = [stack.enter_context(safe_open(_share(folder, rank), "pt")) for rank in sources]
         for name, buffer in buffers.items():
             buffer.copy_(_mean([file.get_tensor(f"{_BUFFER}:{name}") for file in files]))

@@ -30,6 +30,7 @@ from xmodal.training.costs import (
 from xmodal.training.host_memory import memory_limit
 from xmodal.training.job import joined_ranks
 from xmodal.training.losses import DistillationLoss
+from xmodal.training.mistakes import by_all
 from xmodal.training.preparation import Preparation, checked_view, prepare, start_engine
 from xmodal.training.ranks import Ranks
 from xmodal.training.step_log import memory_gib
@@ -159,7 +160,8 @@ def _dry_run(config: TrainConfig, view: View, ranks: Ranks, tell: Callable[[str]
     if ranks.is_first:
         tell(plan_text(plan))
     if not plan.is_offloaded:
-        require_memory(plan.own_memory.total, ranks.num_on_host)
+        # Hosts may differ.
+        by_all(lambda: require_memory(plan.own_memory.total, ranks.num_on_host))
     try:
         engine = start_engine(config, model, of_one_micro_batch)
         pass_seconds, update_seconds = _measure(engine, prepared, micro_batch_size, dtype)

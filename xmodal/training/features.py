@@ -20,6 +20,7 @@ from shards.errors import UserError
 from shards.stream import EvalStream
 from xmodal.students import classifiers
 from xmodal.training.feature_store import FeatureStore, picture_ids
+from xmodal.training.mistakes import by_first_at_length
 from xmodal.training.pictures import Pictures
 
 log = logging.getLogger(__name__)
@@ -89,18 +90,15 @@ def read_features(
 
     `stream_of` gives the pictures of some rows, int64, and `to_pixels` a batch as the student takes it; `flip`: at its
     mirror image, too; `progress` is called for each batch. What the first rank finds in its `store`, by `ids`, nobody
-    looks at, and what was looked at is added to it.
+    looks at, and what was looked at is added to it. Raises UserError on all ranks for a store that is damaged or takes
+    no more.
     """
     (head,) = classifiers(engine.module)
     width = head.fc1.in_features if isinstance(head, Mlp) else head.in_features
     dtype = next(engine.module.parameters()).dtype
     values = torch.zeros(2 if flip else 1, len(ids), cast(int, width), dtype=dtype)
     known = torch.zeros(len(ids), dtype=torch.bool)
-    if store:
-        places, stored = store.find(ids)
-        if stored is not None:
-            known[places] = True
-            values[:, places] = stored
+    by_first_at_length(partial(_take_stored, store, ids, values, known))
     _add_those_of_others(known[:, None], engine.device)
     missing = (~known).nonzero()[:, 0]
     if len(missing):
@@ -115,9 +113,24 @@ def read_features(
                 known[rows] = True
     for one in [*values, known[:, None]]:
         _add_those_of_others(one, engine.device)
-    if store and len(added := missing[known[missing]]):
-        store.add([ids[row] for row in added.tolist()], values[:, added])
+    by_first_at_length(partial(_keep, store, ids, values, missing[known[missing]]))
     return Features(values=values, known=known)
+
+
+def _take_stored(store: FeatureStore | None, ids: Sequence[bytes], values: torch.Tensor, known: torch.Tensor) -> None:
+    """In place."""
+    if not store:
+        return
+    places, stored = store.find(ids)
+    if stored is not None:
+        known[places] = True
+        values[:, places] = stored
+
+
+def _keep(store: FeatureStore | None, ids: Sequence[bytes], values: torch.Tensor, added: torch.Tensor) -> None:
+    """Those of the rows `added`."""
+    if store and len(added):
+        store.add([ids[row] for row in added.tolist()], values[:, added])
 
 
 def _add_those_of_others(rows: torch.Tensor, device: torch.device) -> None:

@@ -61,21 +61,33 @@ def by_all(work: Callable[[], T]) -> T:
     """
     if not dist.is_initialized():
         return work()
-    result, told = _attempt(work)
-    if told:
+    result, own = None, None
+    try:
+        result = work()
+    except UserError as error:
+        own = error
         _store().set(_KEY, "")
-    told_by: list[_Told] = [None] * dist.get_world_size()
-    dist.all_gather_object(told_by, told)
-    if any(told_by):
+    if mistake := mistake_of_all(own):
         # Nobody asks for it any more, and whoever catches the error and begins anew is not to find it.
-        if told:
+        if own:
             _store().delete_key(_KEY)
         dist.barrier()
-    for rank, one in enumerate(told_by):
-        if one:
-            what, remedy = one
-            raise _error(f"rank {rank}: {what}" if rank else what, remedy)
+        raise mistake from own
     return cast(T, result)
+
+
+def mistake_of_all(own: UserError | None) -> UserError | None:
+    """What is wrong on the first of the ranks on which something is, for all to raise; None where nothing is.
+
+    All ranks call it, each with what is wrong on its `own`; the first alone tells it.
+    """
+    told_by: list[_Told] = [None] * dist.get_world_size()
+    dist.all_gather_object(told_by, (own.what, own.remedy) if own else None)
+    for rank, told in enumerate(told_by):
+        if told:
+            what, remedy = told
+            return _error(f"rank {rank}: {what}" if rank else what, remedy)
+    return None
 
 
 def another_has_failed() -> bool:

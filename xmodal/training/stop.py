@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from shards.errors import UserError
-from xmodal.training.agreement import gather_objects
+from xmodal.training.mistakes import mistake_of_all
 from xmodal.training.ranks import Ranks
 
 EXIT_STOPPED = 75
@@ -40,24 +40,15 @@ class StopRequest:
     def agreed(self, ranks: Ranks, device: torch.device, failure: UserError | None) -> tuple[bool, UserError | None]:
         """Whether any rank was asked, and a failure for which one of them cannot go on.
 
-        All ranks call it, each with its own failure, and all get the same answer, but for the words of the failure.
+        All ranks call it, each with its own failure, and all get the same answer; the first alone tells of the failure.
         The first rank looks for the file: others may still see an older listing, and need not ask the file system.
         """
         asked = self._told_by_signal or (ranks.is_first and self.stop_file.exists())
         votes = torch.tensor([asked, failure is not None], dtype=torch.int, device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         any_asked, any_failed = votes.tolist()
-        return bool(any_asked), _failure_of_all(failure, ranks) if any_failed else None
+        return bool(any_asked), mistake_of_all(failure) if any_failed else None
 
     def answered(self) -> None:
         """Take the stop file away, so that the run can go on."""
         self.stop_file.unlink(missing_ok=True)
-
-
-def _failure_of_all(failure: UserError | None, ranks: Ranks) -> UserError:
-    """This rank's own failure, or else that of the first rank that has one."""
-    failures: list[UserError | None] = gather_objects(failure, ranks)
-    if failure:
-        return failure
-    rank, of_other = next((rank, one) for rank, one in enumerate(failures) if one)
-    return UserError(f"rank {rank}: {of_other.what}", of_other.remedy)

@@ -22,10 +22,10 @@ from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import PASSES, forward_flops, utilisation
 from xmodal.training.engine import average_buffers, gradient_norm, loss_scale
-from xmodal.training.feature_store import backbone_fingerprint, open_feature_store
+from xmodal.training.feature_store import FeatureStore, backbone_fingerprint, open_feature_store
 from xmodal.training.features import Features, features_of_splits
 from xmodal.training.job import joined_ranks
-from xmodal.training.mistakes import by_first_at_length
+from xmodal.training.mistakes import by_all, by_first, by_first_at_length
 from xmodal.training.nonfinite import SkippedSteps, describe, gather_suspects, too_many
 from xmodal.training.pictures import Pictures
 from xmodal.training.pinned_config import pin_config
@@ -128,15 +128,14 @@ class _Run:
     def run(self) -> bool:
         """To the end, with an export, or to a stop request, with a checkpoint; whether it was the end."""
         is_resumed = self._resume()
-        if self.ranks.is_first:
-            self._open_records(is_resumed=is_resumed)
+        by_first(partial(self._open_records, is_resumed=is_resumed))
         if self.config.keep_features and self.step < min(self.frozen_steps, self.total_steps):
             self._keep_features()
         finished = self._train_epochs()
         self.stream.close()
         if finished:
             self.watchdog.progress("the export of the student")
-            export_trained(self.engine, self.config, self.view, self.spec, step=self.step, ranks=self.ranks)
+            export_trained(self.engine, self.config, self.view, self.spec, step=self.step)
         if self.log:
             self.log.close()
             if not finished:
@@ -192,12 +191,20 @@ class _Run:
 
     def _keep_features(self) -> None:
         """Have the backbone look at all pictures once; the stream then needs to read none."""
-        flip, store = self.config.augment.flip, None
-        if self.fingerprint and self.ranks.is_first:
-            store = open_feature_store(self.config.feature_folder, self.fingerprint, self.pictures.dtype, flip=flip)
+        flip = self.config.augment.flip
+        store = by_all(self._open_feature_store)
         progress = partial(self.watchdog.progress, "the features of all pictures")
         self.features = features_of_splits(self.engine, self.pictures, flip=flip, progress=progress, store=store)
         self.stream.leave_out_pixels(~self.features["train"].known.numpy())
+
+    def _open_feature_store(self) -> FeatureStore | None:
+        """On the first rank, where features are to stay for other runs."""
+        if not self.fingerprint or not self.ranks.is_first:
+            return None
+        config = self.config
+        return open_feature_store(
+            config.feature_folder, self.fingerprint, self.pictures.dtype, flip=config.augment.flip
+        )
 
     def _train_epochs(self) -> bool:
         """To the end of the run, or to a stop request; whether it was the end."""

@@ -14,8 +14,8 @@ from xmodal.training.checkpoint import read_best_weights
 from xmodal.training.config import TrainConfig
 from xmodal.training.engine import full_averaged_weights
 from xmodal.training.engine_state import WEIGHT
+from xmodal.training.mistakes import by_first
 from xmodal.training.provenance import last_validation, provenance_of
-from xmodal.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +26,24 @@ def averaged_student(engine: Any, config: StudentConfig) -> torch.nn.Module:
     return _student(config, full_averaged_weights(engine)).to(engine.device, dtype)
 
 
-def export_trained(engine: Any, config: TrainConfig, view: View, spec: InputSpec, *, step: int, ranks: Ranks) -> None:
+def export_trained(engine: Any, config: TrainConfig, view: View, spec: InputSpec, *, step: int) -> None:
     """Write the student of a run that is at its last `step` to `<output>/student`; all ranks call it.
 
-    It is that of the last step or of the best checkpoint, as the config's `select` has it.
+    It is that of the last step or of the best checkpoint, as the config's `select` has it. Raises UserError on all
+    ranks where no checkpoint was validated, the best one is damaged, or the folder cannot be written.
     """
+    last = full_averaged_weights(engine) if config.select == "last" else None
+    by_first(lambda: _export(last, config, view, spec, step))
+
+
+def _export(
+    weights: dict[str, torch.Tensor] | None, config: TrainConfig, view: View, spec: InputSpec, step: int
+) -> None:
+    """Those `weights`, of that step, or of the best checkpoint."""
     folder = Path(config.output)
     has_average = bool(config.optimizer.ema_decay)
-    if config.select == "last":
-        weights = full_averaged_weights(engine)
-    elif ranks.is_first:
+    if weights is None:
         weights, step = read_best_weights(folder / "checkpoints", ema.KEY if has_average else WEIGHT)
-    if not ranks.is_first:
-        return
     provenance = provenance_of(
         asdict(config),
         view_fingerprint=view.fingerprint,
