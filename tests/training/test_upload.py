@@ -234,6 +234,31 @@ def test_what_is_newer_than_where_the_run_goes_on_counts_for_nothing_and_is_not_
     assert (storage.read("latest"), storage.read("best")) == (b"step-00000006", b"step-00000006")
 
 
+@pytest.mark.parametrize("is_killed_before_its_upload", [False, True])
+def test_what_the_lost_run_did_beyond_is_dropped_once_this_run_is_past_it(tmp_path, is_killed_before_its_upload):
+    storage, keep = LocalStorage(tmp_path / "remote", create=True), Keep(last=1, every_steps=450)
+    for step, cost in ((300, 0.5), (457, 0.1), (470, 0.2)):
+        write_checkpoint(tmp_path / "lost", step, cost)
+    copy_of(tmp_path / "lost", storage, Keep(last=3))
+    storage.replace("latest", b"step-00000300")
+    fetch_checkpoints(storage, tmp_path / "new")
+    upload = Upload(tmp_path / "new", storage, keep)
+    write_checkpoint(tmp_path / "new", 460, 0.4)
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "step-00000300")  # as the run does
+    if is_killed_before_its_upload:
+        upload = Upload(tmp_path / "new", storage, keep)
+    upload.start()
+    assert upload.is_done(60)
+    assert there(storage) == ["step-00000460", "step-00000470"]
+    assert storage.read("best") == b"step-00000460"
+    # It comes to a step of the lost one's: then it is its own.
+    newest = write_checkpoint(tmp_path / "new", 470, 0.3)
+    upload.start()
+    assert upload.is_done(60)
+    assert there(storage) == ["step-00000460", newest]
+    assert storage.read("best").decode() == newest
+
+
 def test_a_best_checkpoint_that_is_gone_does_not_keep_a_run_from_going_on(tmp_path, caplog):
     storage = LocalStorage(tmp_path / "remote", create=True)
     newest = write_checkpoint(tmp_path / "run", 3)
