@@ -1,12 +1,15 @@
 """Copies of checkpoints on another storage: complete or absent, the same as here, and enough to go on from."""
 
+import errno
 import json
 import os
 import shutil
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 import s3_servers
@@ -316,6 +319,21 @@ def test_a_newest_checkpoint_that_is_not_there_is_told_by_all_ranks(small_view, 
         assert "Traceback" not in output
 
 
+def open_pipe(path: Path, ranks: Sequence[subprocess.Popen[str]]) -> IO[str]:
+    """To write to it, once one of the ranks reads it; they must be running."""
+    deadline = time.monotonic() + 200
+    while True:
+        try:
+            return os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w")
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # that nobody reads it
+                raise
+        assert time.monotonic() < deadline
+        for process in ranks:
+            assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
 def test_ranks_wait_for_a_fetch_however_long_it_takes(small_view, tmp_path):
     arguments = settings(small_view, tmp_path / "run", f"--upload={tmp_path / 'remote'}", "--peer_timeout=15")
     codes, outputs = wait_for_ranks(start_ranks([[*arguments, "--max_steps=2"]] * 2))
@@ -326,7 +344,7 @@ def test_ranks_wait_for_a_fetch_however_long_it_takes(small_view, tmp_path):
     newest.unlink()
     os.mkfifo(newest)
     ranks = start_ranks([[*arguments, "--max_steps=3"]] * 2)
-    with newest.open("w") as pipe:
+    with open_pipe(newest, ranks) as pipe:
         time.sleep(20)
         assert [process.poll() for process in ranks] == [None, None]
         pipe.write("step-00000002")

@@ -175,7 +175,8 @@ class TrainConfig:
     """Seconds that a step, a validation or a checkpoint may take; then the rank writes the stacks of its threads and
     ends with exit code 70."""
     peer_timeout: float = 600.0
-    """Seconds that a rank waits for another one that does not answer before it ends."""
+    """Seconds that a rank waits for another one that does not answer before it ends. At the start it waits for at least
+    300: hosts differ in how fast they read torch."""
 
     def __post_init__(self) -> None:
         require_folder(self, "output")
