@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -374,3 +375,26 @@ def test_a_stop_waits_for_the_copy_for_a_set_time_and_the_next_start_makes_it(sm
     codes, outputs = wait_for_ranks(start_ranks([[*arguments, "--epochs=60", more]] * 2))
     assert codes == [0, 0], outputs
     assert set(done) < set(there(LocalStorage(remote)))
+
+
+def test_a_run_that_is_done_waits_for_its_copies_and_after_a_stop_request_for_a_set_time(small_view, tmp_path):
+    run, remote = tmp_path / "run", tmp_path / "remote"
+    # Whoever looks whether this copy is there waits for ever.
+    (remote / "step-00000004").mkdir(parents=True)
+    os.mkfifo(remote / "step-00000004" / "commit.json")
+    arguments = settings(small_view, run, f"--upload={remote}", "--max_steps=4", "--upload_grace=2")
+    ranks = start_ranks([arguments] * 2)
+    deadline = time.monotonic() + 200
+    while not (run / "student" / "provenance.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(4)
+    assert [process.poll() for process in ranks] == [None, None]
+    ranks[1].send_signal(signal.SIGTERM)
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [75, 75], outputs
+    assert "not all checkpoints are uploaded as yet; the next start goes on with that" in outputs[0]
+    (remote / "step-00000004" / "commit.json").unlink()
+    codes, outputs = wait_for_ranks(start_ranks([arguments] * 2))
+    assert codes == [0, 0], outputs
+    assert there(LocalStorage(remote)) == ["step-00000004"]

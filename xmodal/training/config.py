@@ -163,8 +163,8 @@ class TrainConfig:
     background, for this run alone. Where `output` has lost the newest one, the run goes on from its copy. Empty:
     none."""
     upload_grace: float = 60.0
-    """Seconds that a run that was asked to stop waits for the copy of its last checkpoint: soon its machines are taken
-    away. What is left then, the next start copies."""
+    """Seconds that a run that is asked to stop, at its end too, waits for the copy of its last checkpoint: soon its
+    machines are taken away. What is left then, the next start copies."""
     stop_file: str = ""
     """Once this file is there, the run makes a checkpoint, removes the file and ends with exit code 75, as it does at
     SIGTERM. Empty: `stop` in `output`."""

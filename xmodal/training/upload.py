@@ -133,22 +133,30 @@ class Upload:
 
 
 def wait_for_upload(
-    upload: Upload | None, device: torch.device, progress: Callable[[], None], at_most: float = math.inf
-) -> None:
+    upload: Upload | None,
+    device: torch.device,
+    progress: Callable[[], None],
+    is_asked: Callable[[], bool],
+    grace: float,
+) -> bool:
     """All ranks wait for the one that has an `upload`: launchers end those that are left soon after one has ended.
 
-    They wait for `at_most` seconds; the next start copies what is left. `progress` is called about every second.
+    Once any of them `is_asked` to stop, they wait for `grace` seconds more; the next start copies what is left. Returns
+    whether nothing is, on all of them the same. `progress` and `is_asked` are called about every second.
     """
-    deadline = time.monotonic() + at_most
-    is_over = False
+    deadline = math.inf
+    is_done = is_over = False
     while not is_over:
         progress()
-        is_mine_over = upload is None or upload.is_done(min(1.0, at_most)) or time.monotonic() >= deadline
-        votes = torch.tensor([int(is_mine_over)], device=device)
+        is_done = upload is None or upload.is_done(1.0)
+        votes = torch.tensor([is_done, is_done or time.monotonic() >= deadline, not is_asked()], device=device).int()
         dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-        is_over = bool(votes.item())
-    if upload and not upload.is_done(0):
+        is_done, is_over, goes_on = (bool(vote) for vote in votes.tolist())
+        if not goes_on:
+            deadline = min(deadline, time.monotonic() + grace)
+    if upload and not is_done:
         log.warning("not all checkpoints are uploaded as yet; the next start goes on with that")
+    return is_done
 
 
 def fetch_checkpoints(storage: Storage, folder: Path) -> None:
