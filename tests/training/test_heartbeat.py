@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,21 +18,33 @@ TIMEOUT = 8.0
 
 
 @contextmanager
-def ranks_at_work(folder: Path, *seconds: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Three of them."""
-    job = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        start_program(
-            "tests/heartbeat_program.py", [str(TIMEOUT), str(folder), *seconds], RANK=str(rank), LOCAL_RANK="0", **job
-        )
-        for rank in range(3)
-    ]
+def ranks_at_work(folder: Path, *seconds: str, late: float = 0.0) -> Iterator[list[subprocess.Popen[str]]]:
+    """Three of them; the others start `late`, in seconds after the first waits for them."""
+    port = free_port()
+    job = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks: list[subprocess.Popen[str]] = []
     try:
+        for rank in range(3):
+            arguments = [str(TIMEOUT), str(folder), *seconds]
+            ranks.append(start_program("tests/heartbeat_program.py", arguments, RANK=str(rank), LOCAL_RANK="0", **job))
+            if late and rank == 0:
+                wait_until_it_listens(ranks[0], port)
+                time.sleep(late)
         yield ranks
     finally:
         for process in ranks:
             process.kill()
             process.communicate()
+
+
+def wait_until_it_listens(process: subprocess.Popen[str], port: int) -> None:
+    deadline = time.monotonic() + 200
+    while True:
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 def num_done(folder: Path) -> list[int]:
@@ -79,5 +91,11 @@ def test_a_job_that_was_suspended_for_longer_goes_on(tmp_path):
 
 def test_ranks_that_have_parted_are_not_missed_by_one_that_works_on(tmp_path):
     with ranks_at_work(tmp_path, str(1.5 * TIMEOUT)) as ranks:
+        codes, outputs = wait_for_ranks(ranks)
+    assert (codes, outputs) == ([0, 0, 0], ["", "", ""])
+
+
+def test_ranks_that_start_later_than_ranks_wait_for_each_other_meet(tmp_path):
+    with ranks_at_work(tmp_path, "0", late=1.5 * TIMEOUT) as ranks:
         codes, outputs = wait_for_ranks(ranks)
     assert (codes, outputs) == ([0, 0, 0], ["", "", ""])

@@ -3,7 +3,13 @@ import socket
 import pytest
 
 from shards.errors import UserError
-from xmodal.training.ranks import Place, device_number, rank_variables, require_own_gpus
+from xmodal.training.ranks import (
+    Place,
+    device_number,
+    keep_nccl_from_aborting,
+    rank_variables,
+    require_own_gpus,
+)
 
 
 def test_what_deepspeed_and_torchrun_set_is_taken_as_it_is():
@@ -66,3 +72,21 @@ def test_ranks_that_see_the_same_gpu_are_a_users_error():
     require_own_gpus([Place("n1", ""), Place("n1", "")])  # of processors
     with pytest.raises(UserError, match="ranks 2 and 4 share a GPU of n2, where 3 ranks run"):
         require_own_gpus([*own, Place("n2", "c")])
+
+
+@pytest.mark.parametrize(
+    ("launcher", "handling", "expected"),
+    [
+        ({}, None, "0"),
+        ({}, "1", "1"),  # a user's
+        ({"TORCHELASTIC_RUN_ID": "none"}, "1", "0"),  # torchrun's own
+        ({"TORCHELASTIC_RUN_ID": "none"}, "2", "2"),
+    ],
+)
+def test_nccl_is_kept_from_aborting_unless_a_user_has_asked_for_it(launcher, handling, expected):
+    environment = dict(launcher)
+    if handling:
+        environment["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = handling
+    keep_nccl_from_aborting(environment)
+    assert environment["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == expected
+    assert environment["TORCH_NCCL_ENABLE_MONITORING"] == "0"

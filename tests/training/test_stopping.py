@@ -185,7 +185,7 @@ def test_what_differs_is_named_once_with_the_first_rank_that_differs():
 
 
 def test_a_rank_that_does_not_answer_is_named_after_the_set_time(small_view, tmp_path):
-    # Not below what the ranks of a busy machine need to find each other.
+    # Not below what a rank of a busy machine may be behind another.
     ranks = start_ranks([settings(small_view, tmp_path, "--epochs=60", "--peer_timeout=15")] * 2)
     wait_for_step(tmp_path, 3, ranks)
     os.kill(ranks[1].pid, signal.SIGSTOP)

@@ -1,12 +1,16 @@
 """Copies of checkpoints on another storage: complete or absent, the same as here, and enough to go on from."""
 
+import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 import s3_servers
@@ -234,6 +238,31 @@ def test_what_is_newer_than_where_the_run_goes_on_counts_for_nothing_and_is_not_
     assert (storage.read("latest"), storage.read("best")) == (b"step-00000006", b"step-00000006")
 
 
+@pytest.mark.parametrize("is_killed_before_its_upload", [False, True])
+def test_what_the_lost_run_did_beyond_is_dropped_once_this_run_is_past_it(tmp_path, is_killed_before_its_upload):
+    storage, keep = LocalStorage(tmp_path / "remote", create=True), Keep(last=1, every_steps=450)
+    for step, cost in ((300, 0.5), (457, 0.1), (470, 0.2)):
+        write_checkpoint(tmp_path / "lost", step, cost)
+    copy_of(tmp_path / "lost", storage, Keep(last=3))
+    storage.replace("latest", b"step-00000300")
+    fetch_checkpoints(storage, tmp_path / "new")
+    upload = Upload(tmp_path / "new", storage, keep)
+    write_checkpoint(tmp_path / "new", 460, 0.4)
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "step-00000300")  # as the run does
+    if is_killed_before_its_upload:
+        upload = Upload(tmp_path / "new", storage, keep)
+    upload.start()
+    assert upload.is_done(60)
+    assert there(storage) == ["step-00000460", "step-00000470"]
+    assert storage.read("best") == b"step-00000460"
+    # It comes to a step of the lost one's: then it is its own.
+    newest = write_checkpoint(tmp_path / "new", 470, 0.3)
+    upload.start()
+    assert upload.is_done(60)
+    assert there(storage) == ["step-00000460", newest]
+    assert storage.read("best").decode() == newest
+
+
 def test_a_best_checkpoint_that_is_gone_does_not_keep_a_run_from_going_on(tmp_path, caplog):
     storage = LocalStorage(tmp_path / "remote", create=True)
     newest = write_checkpoint(tmp_path / "run", 3)
@@ -291,6 +320,21 @@ def test_a_newest_checkpoint_that_is_not_there_ends_all_ranks_and_the_first_tell
     assert "xmodal: " not in outputs[1]
 
 
+def open_pipe(path: Path, ranks: Sequence[subprocess.Popen[str]]) -> IO[str]:
+    """To write to it, once one of the ranks reads it; they must be running."""
+    deadline = time.monotonic() + 200
+    while True:
+        try:
+            return os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w")
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # that nobody reads it
+                raise
+        assert time.monotonic() < deadline
+        for process in ranks:
+            assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
 def test_ranks_wait_for_a_fetch_however_long_it_takes(small_view, tmp_path):
     arguments = settings(small_view, tmp_path / "run", f"--upload={tmp_path / 'remote'}", "--peer_timeout=15")
     codes, outputs = wait_for_ranks(start_ranks([[*arguments, "--max_steps=2"]] * 2))
@@ -301,7 +345,7 @@ def test_ranks_wait_for_a_fetch_however_long_it_takes(small_view, tmp_path):
     newest.unlink()
     os.mkfifo(newest)
     ranks = start_ranks([[*arguments, "--max_steps=3"]] * 2)
-    with newest.open("w") as pipe:
+    with open_pipe(newest, ranks) as pipe:
         time.sleep(20)
         assert [process.poll() for process in ranks] == [None, None]
         pipe.write("step-00000002")
@@ -331,3 +375,26 @@ def test_a_stop_waits_for_the_copy_for_a_set_time_and_the_next_start_makes_it(sm
     codes, outputs = wait_for_ranks(start_ranks([[*arguments, "--epochs=60", more]] * 2))
     assert codes == [0, 0], outputs
     assert set(done) < set(there(LocalStorage(remote)))
+
+
+def test_a_run_that_is_done_waits_for_its_copies_and_after_a_stop_request_for_a_set_time(small_view, tmp_path):
+    run, remote = tmp_path / "run", tmp_path / "remote"
+    # Whoever looks whether this copy is there waits for ever.
+    (remote / "step-00000004").mkdir(parents=True)
+    os.mkfifo(remote / "step-00000004" / "commit.json")
+    arguments = settings(small_view, run, f"--upload={remote}", "--max_steps=4", "--upload_grace=2")
+    ranks = start_ranks([arguments] * 2)
+    deadline = time.monotonic() + 200
+    while not (run / "student" / "provenance.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(4)
+    assert [process.poll() for process in ranks] == [None, None]
+    ranks[1].send_signal(signal.SIGTERM)
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [75, 75], outputs
+    assert "not all checkpoints are uploaded as yet; the next start goes on with that" in outputs[0]
+    (remote / "step-00000004" / "commit.json").unlink()
+    codes, outputs = wait_for_ranks(start_ranks([arguments] * 2))
+    assert codes == [0, 0], outputs
+    assert there(LocalStorage(remote)) == ["step-00000004"]

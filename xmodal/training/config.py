@@ -163,8 +163,8 @@ class TrainConfig:
     background, for this run alone. Where `output` has lost the newest one, the run goes on from its copy. Empty:
     none."""
     upload_grace: float = 60.0
-    """Seconds that a run that was asked to stop waits for the copy of its last checkpoint: soon its machines are taken
-    away. What is left then, the next start copies."""
+    """Seconds that a run that is asked to stop, at its end too, waits for the copy of its last checkpoint: soon its
+    machines are taken away. What is left then, the next start copies."""
     stop_file: str = ""
     """Once this file is there, the run makes a checkpoint, removes the file and ends with exit code 75, as it does at
     SIGTERM. Empty: `stop` in `output`."""
@@ -175,7 +175,8 @@ class TrainConfig:
     """Seconds that a step, a validation or a checkpoint may take; then the rank writes the stacks of its threads and
     ends with exit code 70."""
     peer_timeout: float = 600.0
-    """Seconds that a rank waits for another one that does not answer before it ends."""
+    """Seconds that a rank waits for another one that does not answer before it ends. At the start it waits for at least
+    300: hosts differ in how fast they read torch."""
 
     def __post_init__(self) -> None:
         require_folder(self, "output")

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -123,11 +123,15 @@ def gather_places(ranks: Ranks) -> list[Place]:
     return [Place(*json.loads(place)) for place in store.multi_get([f"place/{i}" for i in range(ranks.world_size)])]
 
 
+MEETING_SECONDS = 300.0
+"""That ranks wait for each other to have started, at least: hosts differ by minutes in how fast they read torch."""
+
+
 def start_process_group(timeout: float = 600.0) -> Ranks:
     """Join the job's process group, by NCCL where there are GPUs, else by gloo.
 
     A rank that waits for another one for more than `timeout` seconds raises RuntimeError (gloo) or goes on waiting
-    (NCCL; see `Heartbeat`). Raises UserError where they do not meet.
+    (NCCL; see `Heartbeat`). Raises UserError where they do not meet within that, or `MEETING_SECONDS` if longer.
     """
     # DS_ACCELERATOR=cpu asks for the processors of a machine that has GPUs too.
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
@@ -146,10 +150,7 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
         number = device_number(ranks.local_rank, torch.cuda.device_count())
         torch.cuda.set_device(number)
         os.environ["LOCAL_RANK"] = str(number)  # which DeepSpeed and Accelerate take for the GPU's number
-        # Where a rank is lost, torch's two threads that watch over NCCL would end the others by SIGABRT, before
-        # `Heartbeat` has told which; what hangs without a loss is the step's `Watchdog`'s.
-        for name in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING"):
-            os.environ.setdefault(name, "0")
+        keep_nccl_from_aborting(os.environ)
         # What a config leaves in float32 is multiplied in TF32, some times as fast: the range is the same, of the 23
         # bits behind the point 10 are used. torch does so for convolutions anyway.
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -161,7 +162,7 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
             dist_backend="nccl" if on_gpu else "gloo",
             auto_mpi_discovery=False,
             verbose=False,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=max(timeout, MEETING_SECONDS)),
         )
     except dist.DistError as error:
         meeting_point = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -170,7 +171,22 @@ def start_process_group(timeout: float = 600.0) -> Ranks:
             f" {str(error).splitlines()[0]}",
             "see what the launcher and the other ranks say; that port must be free, and all hosts must reach it",
         ) from error
+    limit_waiting(timeout)
     return ranks
+
+
+def keep_nccl_from_aborting(environment: MutableMapping[str, str]) -> None:
+    """Where a rank is lost, torch's two threads that watch over NCCL would end the others by SIGABRT.
+
+    `Heartbeat` would not have told which it is by then; what hangs without a loss is the step's `Watchdog`'s. What a
+    user has set stays.
+    """
+    handling, monitoring = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING"
+    # torchrun sets the first to 1 for all that it starts; a user's 1 is not to be told from it.
+    if "TORCHELASTIC_RUN_ID" in environment and environment.get(handling) == "1":
+        del environment[handling]
+    for name in (handling, monitoring):
+        environment.setdefault(name, "0")
 
 
 def limit_waiting(timeout: float) -> None:

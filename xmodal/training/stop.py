@@ -37,14 +37,19 @@ class StopRequest:
         finally:
             signal.signal(signal.SIGTERM, before)
 
+    def is_asked(self, ranks: Ranks) -> bool:
+        """Whether this rank knows of a request; others may know of one that it does not.
+
+        The first rank looks for the file: others may still see an older listing, and need not ask the file system.
+        """
+        return self._told_by_signal or (ranks.is_first and self.stop_file.exists())
+
     def agreed(self, ranks: Ranks, device: torch.device, failure: UserError | None) -> tuple[bool, UserError | None]:
         """Whether any rank was asked, and a failure for which one of them cannot go on.
 
         All ranks call it, each with its own failure, and all get the same answer; the first alone tells of the failure.
-        The first rank looks for the file: others may still see an older listing, and need not ask the file system.
         """
-        asked = self._told_by_signal or (ranks.is_first and self.stop_file.exists())
-        votes = torch.tensor([asked, failure is not None], dtype=torch.int, device=device)
+        votes = torch.tensor([self.is_asked(ranks), failure is not None], dtype=torch.int, device=device)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         any_asked, any_failed = votes.tolist()
         return bool(any_asked), mistake_of_all(failure) if any_failed else None

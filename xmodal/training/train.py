@@ -1,7 +1,6 @@
 """The training program: one loop, whichever launcher started it and whatever the ZeRO stage."""
 
 import logging
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -47,10 +46,10 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> bool:
     """Train a student and export it to `<output>/student`; goes on from the last complete checkpoint, if any.
 
-    Returns False where it was asked to stop before its end; a checkpoint was made then. Raises UserError for a view, a
-    student or sizes that do not go together, for a view of posts that were forgotten since it was made, and for ranks
-    that do not agree, before the first step; where a rank cannot go on, after a checkpoint if all ranks can make one;
-    and where another rank is lost.
+    Returns False where it was asked to stop before its end, with a checkpoint, or before all of them were uploaded:
+    started again, it does the rest. Raises UserError for a view, a student or sizes that do not go together, for a view
+    of posts that were forgotten since it was made, and for ranks that do not agree, before the first step; where a rank
+    cannot go on, after a checkpoint if all ranks can make one; and where another rank is lost.
     """
     # Before the ranks wait for each other: the likeliest mistakes are told at once.
     view = _begin(config)
@@ -126,7 +125,7 @@ class _Run:
         self.upload: Upload | None = None
 
     def run(self) -> bool:
-        """To the end, with an export, or to a stop request, with a checkpoint; whether it was the end."""
+        """To the end, with an export, or to a stop request, with a checkpoint; whether nothing is left to be done."""
         is_resumed = self._resume()
         by_first(partial(self._open_records, is_resumed=is_resumed))
         if self.config.keep_features and self.step < min(self.frozen_steps, self.total_steps):
@@ -141,8 +140,10 @@ class _Run:
             if not finished:
                 self.stop.answered()
                 log.info("stopped at step %d of %d, as asked; start it again to go on", self.step, self.total_steps)
-        self._wait_for_upload(at_most=math.inf if finished else self.config.upload_grace)
-        return finished
+        is_uploaded = self._wait_for_upload(is_stopped=not finished)
+        if finished and not is_uploaded and self.ranks.is_first:
+            self.stop.answered()
+        return finished and is_uploaded
 
     def _resume(self) -> bool:
         """Go on from the last complete checkpoint; whether there was one."""
@@ -275,7 +276,7 @@ class _Run:
         """Raise it, after a checkpoint: all ranks must call it."""
         # Besides those that would be kept: what is wrong may have been so for longer.
         self._save(besides=1)
-        self._wait_for_upload(at_most=math.inf)
+        self._wait_for_upload()
         raise failure
 
     def _count_if_skipped(self, batches: list[Batch], losses: list[torch.Tensor]) -> str:
@@ -370,7 +371,13 @@ class _Run:
         if self.upload:
             self.upload.start()
 
-    def _wait_for_upload(self, *, at_most: float) -> None:
-        if self.config.upload:
-            progress = partial(self.watchdog.progress, "the upload of checkpoints")
-            wait_for_upload(self.upload, self.engine.device, progress, at_most)
+    def _wait_for_upload(self, *, is_stopped: bool = False) -> bool:
+        """Whether all is uploaded: a run that `is_stopped`, or is asked to stop now, waits for `upload_grace` alone."""
+        if not self.config.upload:
+            return True
+
+        def is_asked() -> bool:
+            return is_stopped or self.stop.is_asked(self.ranks)
+
+        progress = partial(self.watchdog.progress, "the upload of checkpoints")
+        return wait_for_upload(self.upload, self.engine.device, progress, is_asked, self.config.upload_grace)

@@ -41,6 +41,9 @@ class Upload:
         """Raises UserError where the storage may not be read or written."""
         self._folder, self._storage, self._keep = folder, storage, keep
         self._known = _read_list(storage)
+        # What lies there beyond `latest` is of a run that went on from there and was lost, until it is written anew.
+        latest = _read_name(storage, "latest")
+        self._lost = {name for name in self._known if name > latest}
         self._write_list()
         self._complete: set[str] = set()  # of those here
         self._commits: dict[str, _Commit] = {}  # of those there
@@ -78,15 +81,19 @@ class Upload:
         if not self._complete & here:
             return
         newest = max(self._complete & here)
+        # What the lost run did beyond that stays for whoever wants to go on from it. It counts for nothing; once this
+        # run is past it, it goes, before `latest` hides that it was the lost one's.
+        for name in sorted(self._lost):
+            if name <= newest:
+                self._drop(name)
         self._storage.replace("latest", newest.encode())
         commits = self._commits_there()
-        # What is newer there is of a run that went on and was lost. It is not counted, and overwritten in its time.
-        past = {step: cost for name, (step, cost) in commits.items() if name <= newest}
+        past = {step: cost for name, (step, cost) in commits.items() if name not in self._lost}
         best = best_step({step: cost for step, cost in past.items() if cost is not None})
         if best is not None:
             self._storage.replace("best", folder_name(best).encode())
         kept = {folder_name(step) for step in kept_steps(sorted(past), self._keep, best)}
-        kept |= here | {name for name in commits if name > newest}
+        kept |= here | (self._lost & commits.keys())
         for name in sorted(self._known - kept):
             self._drop(name)
 
@@ -108,6 +115,7 @@ class Upload:
             for name in [*names, COMMIT_FILE]:
                 target.put_file(name, source / name)
         self._complete.add(source.name)
+        self._lost.discard(source.name)
 
     def _drop(self, name: str) -> None:
         folder = self._storage.below(name)
@@ -116,8 +124,8 @@ class Upload:
         with suppress(FileNotFoundError):
             for rest in folder.names():
                 folder.delete(rest)
-        self._complete.discard(name)
-        self._known.discard(name)
+        for names in (self._complete, self._lost, self._known):
+            names.discard(name)
         self._write_list()
 
     def _write_list(self) -> None:
@@ -125,22 +133,30 @@ class Upload:
 
 
 def wait_for_upload(
-    upload: Upload | None, device: torch.device, progress: Callable[[], None], at_most: float = math.inf
-) -> None:
+    upload: Upload | None,
+    device: torch.device,
+    progress: Callable[[], None],
+    is_asked: Callable[[], bool],
+    grace: float,
+) -> bool:
     """All ranks wait for the one that has an `upload`: launchers end those that are left soon after one has ended.
 
-    They wait for `at_most` seconds; the next start copies what is left. `progress` is called about every second.
+    Once any of them `is_asked` to stop, they wait for `grace` seconds more; the next start copies what is left. Returns
+    whether nothing is, on all of them the same. `progress` and `is_asked` are called about every second.
     """
-    deadline = time.monotonic() + at_most
-    is_over = False
+    deadline = math.inf
+    is_done = is_over = False
     while not is_over:
         progress()
-        is_mine_over = upload is None or upload.is_done(min(1.0, at_most)) or time.monotonic() >= deadline
-        votes = torch.tensor([int(is_mine_over)], device=device)
+        is_done = upload is None or upload.is_done(1.0)
+        votes = torch.tensor([is_done, is_done or time.monotonic() >= deadline, not is_asked()], device=device).int()
         dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-        is_over = bool(votes.item())
-    if upload and not upload.is_done(0):
+        is_done, is_over, goes_on = (bool(vote) for vote in votes.tolist())
+        if not goes_on:
+            deadline = min(deadline, time.monotonic() + grace)
+    if upload and not is_done:
         log.warning("not all checkpoints are uploaded as yet; the next start goes on with that")
+    return is_done
 
 
 def fetch_checkpoints(storage: Storage, folder: Path) -> None:
