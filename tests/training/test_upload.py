@@ -348,6 +348,8 @@ def test_ranks_wait_for_a_fetch_however_long_it_takes(small_view, tmp_path):
     with open_pipe(newest, ranks) as pipe:
         time.sleep(20)
         assert [process.poll() for process in ranks] == [None, None]
+        newest.unlink()
+        newest.write_text("step-00000002")  # whoever reads it later does not wait
         pipe.write("step-00000002")
     codes, outputs = wait_for_ranks(ranks)
     assert codes == [0, 0], outputs
