@@ -22,6 +22,7 @@ def ranks_at_work(folder: Path, *seconds: str, late: float = 0.0) -> Iterator[li
     """Three of them; the others start `late`, in seconds after the first waits for them."""
     port = free_port()
     job = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    job |= {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as the launched programs have it: no word of names without an address
     ranks: list[subprocess.Popen[str]] = []
     try:
         for rank in range(3):

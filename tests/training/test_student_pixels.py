@@ -46,7 +46,14 @@ def test_pictures_are_scaled_in_training_and_validation_as_in_evaluation(
         return np.stack([eval_pixels(content, 16, crop_share, interpolation=interpolation) for content in contents])
 
     pictures = Pictures(
-        view, prepared.spec, config.stream, batch_size=22, ranks=RANKS, device=torch.device("cpu"), dtype=torch.float32
+        view,
+        prepared.spec,
+        config.stream,
+        batch_size=22,
+        ranks=RANKS,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        memory_format=prepared.memory_format,
     )
     [batch] = pictures.evaluated("val")
     expected = evaluated("val", batch.rows.tolist(), 0.8)
