@@ -43,7 +43,8 @@ class Plan:
 
 def main() -> None:
     """Do what the arguments say; the first rank writes the figures."""
-    name, plan, figures_file = sys.argv[1:]
+    # Before them stands what DeepSpeed's launcher adds, --local_rank=N: the environment says the same.
+    name, plan, figures_file = sys.argv[-3:]
     contender: Callable[[Plan], dict[str, Any]] = {"engine": engine_loop, "torch": torch_loop}[name]
     figures = contender(Plan(**json.loads(plan)))
     if int(os.environ.get("RANK", "0")) == 0:

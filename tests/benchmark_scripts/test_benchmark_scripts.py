@@ -155,12 +155,12 @@ def test_the_benchmark_of_near_duplicates_checks_and_writes_its_report_without_t
 
 
 def test_the_benchmark_of_training_steps_checks_and_writes_its_report_without_timm(tmp_path):
-    # Of this student a step takes a blink.
-    options = ["--models", "vit_tiny_patch16_224", "--batch-size", "2", "--rounds", "1", "--steps", "2"]
+    # Of this student a step takes a blink. Two ranks: a launcher is between each contender and what it is told.
+    options = ["--models", "vit_tiny_patch16_224", "--ranks", "2", "--batch-size", "2", "--rounds", "1", "--steps", "2"]
     report = run("step.py", tmp_path, *options, "--workers", "0", "--folder", str(tmp_path))
     results = report["results"]
     assert list(results) == ["xmodal ZeRO-0", "engine ZeRO-0", "torch"]
-    case = "vit_tiny_patch16_224 on 1 rank"
+    case = "vit_tiny_patch16_224 on 2 ranks"
     for name, figures in results.items():
         of_ours = [f"{figure}, {case}" for figure in ("data_wait_percent", "memory_gib_predicted")]
         of_all = [f"{figure}, {case}" for figure in ("images_per_second", "memory_gib", "parameters")]
