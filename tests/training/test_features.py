@@ -124,6 +124,28 @@ def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_p
         store.find(ids)
 
 
+class SmallPieces(LocalStorage):
+    """Takes no more than 1 kB in one piece, as S3 no more than 5 GB."""
+
+    def replace(self, name: str, content: bytes) -> None:
+        if len(content) > 1000:
+            raise OSError("EntityTooLarge")
+        super().replace(name, content)
+
+
+def test_a_store_may_hold_more_than_its_storage_takes_in_one_piece(tmp_path):
+    store = FeatureStore(SmallPieces(tmp_path), "some")
+    ids, values = [bytes([number]) * 32 for number in range(8)], torch.randn(2, 8, 100)
+    store.add(ids[:5], values[:, :5])
+    store.add(ids[5:], values[:, 5:])
+    places, found = store.find(ids)
+    assert places == list(range(8))
+    assert torch.equal(found, values)
+    assert [path.name for path in tmp_path.iterdir()] == ["some.safetensors"]
+    with pytest.raises(UserError, match="gone: cannot be written to"):
+        FeatureStore(LocalStorage(tmp_path / "gone"), "some").add(ids, values)
+
+
 def test_a_feature_store_that_is_of_no_use_ends_all_ranks_and_the_first_tells_it(small_view, tmp_path):
     kept = "--frozen_epochs=1", "--keep_features=true", f"--feature_folder={tmp_path}/kept"
     alone = launch("python", settings(small_view, tmp_path / "alone", *kept, "--max_steps=1"))
