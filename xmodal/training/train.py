@@ -15,7 +15,6 @@ from shards.errors import UserError
 from shards.storage import LocalStorage, open_storage
 from shards.stream import told_of_lost_workers
 from shards.view import View
-from xmodal.students import require_replaceable
 from xmodal.training.agreement import facts_of_run, require_agreement
 from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
@@ -69,7 +68,6 @@ def _begin(config: TrainConfig) -> View:
     """What can be found out alone: the view, checked; the output folder is there then."""
     view = checked_view(config)
     LocalStorage(config.output, create=True)
-    require_replaceable(str(Path(config.output, "student")))  # told now, not after weeks of training
     return view
 
 
