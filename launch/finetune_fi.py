@@ -12,8 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from xmodal import cli
+from xmodal.cli.launched import without_local_rank
 
 if __name__ == "__main__":
-    # DeepSpeed's launcher adds --local_rank=N to what it was given; the environment says the same.
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    cli.leave(cli.run_verb(cli.finetune_fi, arguments))
+    cli.leave(cli.run_verb(cli.finetune_fi, without_local_rank(sys.argv[1:])))

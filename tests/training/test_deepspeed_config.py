@@ -65,6 +65,14 @@ def test_a_file_that_would_silently_train_without_zero_is_refused(tmp_path, cont
         ({"fp16": True}, "fp16: true is no section"),
         ({"data_types": "bf16"}, 'data_types: "bf16" is no section'),
         ({"bf16": {"enabled": "auto"}}, 'bf16.enabled: "auto", and nothing else says it'),
+        ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow: false, but steps whose gradients"),
+        ({"bf16": {"check_grad_overflow": "off"}}, 'bf16.check_grad_overflow: "off", but steps'),
+        (
+            {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+            "zero_optimization.compute_grad_norm: false, but steps whose gradients are not",
+        ),
+        ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation: false, but without it"),
+        ({"bfloat16": {"enabled": True}}, "bfloat16: an old name of this section"),
         ({"optimizer": {"type": "SGD"}}, "optimizer: DeepSpeed's file is not asked for it"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler: DeepSpeed's file is not asked for it"),
         ({"zero_optimization": {"stage": 0, "reduce_bucket_size": "large"}}, "DeepSpeed refuses it"),
@@ -83,10 +91,16 @@ def test_auto_within_a_section_leaves_it_to_deepspeed_as_it_does_itself(tmp_path
     path = tmp_path / "zero.json"
     zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
     path.write_text(
-        json.dumps({"bf16": {"enabled": True}, "zero_optimization": zero | {"offload_param": {"pin_memory": "auto"}}})
+        json.dumps(
+            {
+                "bf16": {"enabled": True, "check_grad_overflow": "auto"},
+                "zero_optimization": zero | {"offload_param": {"pin_memory": "auto"}, "compute_grad_norm": True},
+            }
+        )
     )
     config = resolve_deepspeed_config(str(path), **SIZES)
-    assert config["zero_optimization"] == {"stage": 3, "offload_param": {}}
+    assert config["bf16"] == {"enabled": True}
+    assert config["zero_optimization"] == {"stage": 3, "offload_param": {}, "compute_grad_norm": True}
 
 
 @pytest.mark.parametrize(

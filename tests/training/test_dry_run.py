@@ -59,6 +59,12 @@ def test_a_dry_run_refuses_what_a_run_would(small_view, tmp_path):
     pin_config(tmp_path / "run", begun)
     with pytest.raises(UserError, match="this run was begun with 10, not 3"):
         dry_run(replace(begun, epochs=3), print)
+    (tmp_path / "run" / "student").mkdir()
+    (tmp_path / "run" / "student" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.tex, so it is no student"):
+        dry_run(begun, print)
+    with pytest.raises(UserError, match=r"thesis\.tex is a file"):
+        dry_run(replace(begun, output=str(tmp_path / "run" / "student" / "thesis.tex")), print)
 
 
 def test_no_step_can_be_selected_where_there_is_nothing_to_validate_on(tmp_path):

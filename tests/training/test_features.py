@@ -1,6 +1,7 @@
 """A head that learns from features which the frozen backbone made once, against one that is given all pictures anew."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -100,14 +101,16 @@ def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_p
         config = StreamConfig(num_lanes=8, num_workers=0)
         return EvalStream(view, split="train", config=config, size=32, batch_size=16, rows=rows)
 
-    def read(count: int, store: FeatureStore | None) -> Features:
+    def read(
+        count: int, store: FeatureStore | None, goes_on: Callable[[], bool] = lambda: True
+    ) -> Features | None:
         return read_features(
             Engine(model),
             stream_of,
             ids[:count],
             flip=True,
             to_pixels=lambda batch: Normaliser(spec.mean, spec.std)(batch.pixels).bfloat16(),
-            progress=lambda: None,
+            goes_on=goes_on,
             store=store,
         )
 
@@ -119,9 +122,36 @@ def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_p
     torch.testing.assert_close(second.values, alone.values)
     assert torch.equal(first.values, second.values[:, :100])
     assert torch.equal(third.values, second.values[:, :120])
+    # What was looked at when a run is asked to stop is not lost either.
+    broken_off, answers = FeatureStore(LocalStorage(tmp_path), "broken-off"), iter([True, True, False])
+    assert read(158, broken_off, lambda: next(answers)) is None
+    torch.testing.assert_close(read(158, broken_off).values, alone.values)
+    assert looked_at[-1].tolist() == list(range(32, 158))
     (tmp_path / "some.safetensors").write_bytes(b"{}")
     with pytest.raises(UserError, match=r"some\.safetensors: is damaged"):
         store.find(ids)
+
+
+class SmallPieces(LocalStorage):
+    """Takes no more than 1 kB in one piece, as S3 no more than 5 GB."""
+
+    def replace(self, name: str, content: bytes) -> None:
+        if len(content) > 1000:
+            raise OSError("EntityTooLarge")
+        super().replace(name, content)
+
+
+def test_a_store_may_hold_more_than_its_storage_takes_in_one_piece(tmp_path):
+    store = FeatureStore(SmallPieces(tmp_path), "some")
+    ids, values = [bytes([number]) * 32 for number in range(8)], torch.randn(2, 8, 100)
+    store.add(ids[:5], values[:, :5])
+    store.add(ids[5:], values[:, 5:])
+    places, found = store.find(ids)
+    assert places == list(range(8))
+    assert torch.equal(found, values)
+    assert [path.name for path in tmp_path.iterdir()] == ["some.safetensors"]
+    with pytest.raises(UserError, match="gone: cannot be written to"):
+        FeatureStore(LocalStorage(tmp_path / "gone"), "some").add(ids, values)
 
 
 def test_a_feature_store_that_is_of_no_use_ends_all_ranks_and_the_first_tells_it(small_view, tmp_path):
@@ -143,6 +173,20 @@ def test_a_feature_store_that_is_of_no_use_ends_all_ranks_and_the_first_tells_it
     first, second = told_by_two_ranks(f"--feature_folder={file}/below")
     assert f"xmodal: {file}/below: cannot be a folder: " in first
     assert "xmodal: " not in second
+
+
+def test_a_run_that_is_asked_to_stop_does_not_look_at_all_pictures_first(small_view, tmp_path):
+    run, kept = tmp_path / "run", tmp_path / "kept"
+    arguments = settings(small_view, run, "--frozen_epochs=1", "--keep_features=true", f"--feature_folder={kept}")
+    run.mkdir()
+    (run / "stop").touch()
+    done = launch("python", arguments)
+    assert done.returncode == 75, done.stdout
+    assert "stopped at step 0 of 9, as asked" in done.stdout
+    assert not (run / "stop").exists()
+    assert list(kept.iterdir()) == []
+    done = launch("python", arguments)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_backbone_is_known_by_its_weights_and_its_input_and_not_by_its_head():

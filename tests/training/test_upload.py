@@ -1,6 +1,7 @@
 """Copies of checkpoints on another storage: complete or absent, the same as here, and enough to go on from."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import s3_servers
@@ -204,6 +205,53 @@ def copy_of(run: Path, storage: Storage, keep: Keep = KEEP) -> None:
     upload = Upload(run, storage, keep)
     upload.start()
     assert upload.is_done(60)
+
+
+def test_what_lies_there_whole_stays_though_it_is_dropped_here_before_the_two_are_compared(tmp_path):
+    run, storage, keep = tmp_path / "run", Slow(tmp_path / "remote"), Keep(last=3)
+    first, second = write_checkpoint(run, 1), write_checkpoint(run, 2)
+    copy_of(run, storage, keep)
+    # Another process's, which is held up within the newest.
+    upload = Upload(run, storage, keep)
+    third = write_checkpoint(run, 3)
+    storage.asked.clear()
+    storage.may_go_on.clear()
+    upload.start()
+    assert storage.asked.wait(60)
+    shutil.rmtree(run / "checkpoints" / first)
+    storage.may_go_on.set()
+    assert upload.is_done(60)
+    assert there(storage) == [first, second, third]
+
+
+def test_the_newest_is_named_though_an_older_one_cannot_be_copied(tmp_path, caplog):
+    storage = LocalStorage(tmp_path / "remote", create=True)
+    (tmp_path / "remote" / write_checkpoint(tmp_path / "run", 1)).touch()  # where its folder would lie
+    newest = write_checkpoint(tmp_path / "run", 2)
+    copy_of(tmp_path / "run", storage)
+    assert "step-00000001: cannot be a folder" in caplog.text
+    assert storage.read("latest").decode() == newest
+
+
+def test_metrics_that_grow_while_they_are_copied_can_be_fetched(tmp_path, bucket, monkeypatch):
+    newest, hashed = write_checkpoint(tmp_path / "run", 3), hashlib.file_digest
+
+    def hash_and_take_a_step(file: IO[bytes], name: str) -> Any:
+        found = hashed(file, name)
+        with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
+            metrics.write('{"kind": "step", "step": 4}\n')
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", hash_and_take_a_step)
+    copy_of(tmp_path / "run", S3Storage(bucket))
+    fetch_checkpoints(S3Storage(bucket), tmp_path / "new")
+    assert committed_steps(tmp_path / "new" / "checkpoints") == [newest]
+
+
+def test_a_storage_that_cannot_be_used_is_a_users_mistake(tmp_path):
+    (tmp_path / "remote" / "checkpoints.json").mkdir(parents=True)
+    with pytest.raises(UserError, match="remote: cannot be used for copies of checkpoints: "):
+        Upload(tmp_path / "run", LocalStorage(tmp_path / "remote"), KEEP)
 
 
 def test_a_lost_folder_with_few_checkpoints_drops_none_that_are_kept(tmp_path, bucket):

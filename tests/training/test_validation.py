@@ -1,5 +1,7 @@
 """What a validation says of a student, beside figures that scikit-learn makes of the same samples."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from xmodal.evaluation.metrics import accuracy, polarity_of
 from xmodal.labels import CLASSES, NEGATIVE, NEUTRAL, POSITIVE
-from xmodal.training.validation import NUM_SUMS, validation_metrics, validation_sums
+from xmodal.training.validation import NUM_SUMS, selection_cost, validation_metrics, validation_sums
 
 
 def metrics_of(student: list[int], teacher: list[int]) -> dict[str, float | None]:
@@ -62,3 +64,12 @@ def test_agreement_on_polarity_is_the_papers_accuracy():
     assert validation_metrics(sums)["polarity_agreement"] == pytest.approx(expected)
     all_neutral = metrics_of([NEGATIVE, POSITIVE], [NEUTRAL, NEUTRAL])
     assert all_neutral["polarity_agreement"] is None
+
+
+def test_a_checkpoint_is_selected_by_what_the_config_says_if_it_is_a_number():
+    metrics: dict[str, float | None] = {"kl": 0.5, "polarity_agreement": 0.75}
+    assert selection_cost(metrics, "last") == selection_cost(metrics, "kl") == 0.5
+    assert selection_cost(metrics, "polarity_agreement") == -0.75
+    assert selection_cost(metrics | {"polarity_agreement": None}, "polarity_agreement") == 0.5
+    assert selection_cost({}, "kl") is None
+    assert selection_cost(metrics | {"kl": math.nan}, "kl") is None

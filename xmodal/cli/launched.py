@@ -25,3 +25,8 @@ def under_srun(verb: Callable[[list[str]], int | None]) -> Callable[[list[str]],
         return verb(arguments)
 
     return run
+
+
+def without_local_rank(arguments: list[str]) -> list[str]:
+    """The arguments, less what DeepSpeed's launcher adds, `--local_rank=N`: the environment says the same."""
+    return [argument for argument in arguments if not argument.startswith("--local_rank=")]

@@ -1,13 +1,16 @@
 """Verbs about training and what comes out of it."""
 
 import os
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from xmodal.cli.arguments import named, print_table, read_config
 
 if TYPE_CHECKING:
     from xmodal.finetuning.run import Outcome
+
+T = TypeVar("T")
 
 
 def train(arguments: list[str]) -> int:
@@ -16,8 +19,7 @@ def train(arguments: list[str]) -> int:
     Ends with exit code 75 where it was asked to stop (SIGTERM, or the stop file) and can go on. `--dry-run` says what
     the run would do, the memory that it takes, and how long by a step that is really done, and writes nothing.
     """
-    # Before torch is there, whose sockets warn where an address has no name, as on many a cluster's inner network.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _silence_sockets()
     from xmodal.training.config import TrainConfig
 
     # As other tools spell it, and as our settings are spelt.
@@ -63,11 +65,10 @@ def crossval(arguments: list[str]) -> int:
     `deepspeed launch/crossval.py` does the same on many ranks. What is not given is as in
     configs/finetune/five_fold.yaml: the paper's. Ends with exit code 75 where it was asked to stop and can go on.
     """
-    from xmodal.finetuning.config import CrossvalConfig, recipe_file
+    _silence_sockets()
+    from xmodal.finetuning.config import CrossvalConfig
 
-    spelt = [f"--config={recipe_file('five_fold')}", *_spelt(arguments)]
-    config = read_config(CrossvalConfig, spelt, crossval)
-    _use_processors_without_gpu()
+    config = _read_finetuning(CrossvalConfig, arguments, crossval, recipe="five_fold")
     from xmodal.finetuning.run import cross_validate
 
     return _tell(cross_validate(config))
@@ -79,18 +80,25 @@ def finetune_fi(arguments: list[str]) -> int:
     `deepspeed launch/finetune_fi.py` does the same on many ranks. What is not given is as in
     configs/finetune/given_splits.yaml: the paper's. Ends with exit code 75 where it was asked to stop and can go on.
     """
-    from xmodal.finetuning.config import FinetuneFiConfig, recipe_file
+    _silence_sockets()
+    from xmodal.finetuning.config import FinetuneFiConfig
 
-    spelt = [f"--config={recipe_file('given_splits')}", *_spelt(arguments)]
-    config = read_config(FinetuneFiConfig, spelt, finetune_fi)
-    _use_processors_without_gpu()
+    config = _read_finetuning(FinetuneFiConfig, arguments, finetune_fi, recipe="given_splits")
     from xmodal.finetuning.run import finetune_on_splits
 
     return _tell(finetune_on_splits(config))
 
 
-def _spelt(arguments: list[str]) -> list[str]:
-    return [{"-m": "--model", "-b": "--benchmark"}.get(argument, argument) for argument in arguments]
+def _read_finetuning(
+    config_class: type[T], arguments: list[str], verb: Callable[[list[str]], int], *, recipe: str
+) -> T:
+    """The settings of a verb that fine-tunes, those of the recipe where they are not given; DeepSpeed comes next."""
+    from xmodal.finetuning.config import recipe_file
+
+    spelt = [{"-m": "--model", "-b": "--benchmark"}.get(argument, argument) for argument in arguments]
+    config = read_config(config_class, [f"--config={recipe_file(recipe)}", *spelt], verb)
+    _use_processors_without_gpu()
+    return config
 
 
 def _tell(outcome: "Outcome") -> int:
@@ -103,6 +111,11 @@ def _tell(outcome: "Outcome") -> int:
 
         print(summary_text(outcome.summary))
     return 0
+
+
+def _silence_sockets() -> None:
+    """Before torch is there: its sockets warn where an address has no name, as on many a cluster's inner network."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _use_processors_without_gpu() -> None:

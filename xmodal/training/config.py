@@ -122,7 +122,8 @@ class TrainConfig:
     for each picture, and as much for each mirror image; a run that is resumed looks at them again."""
     feature_folder: str = ""
     """Folder, or `s3://BUCKET/PREFIX`, in which these features stay for other runs with the same backbone: such a run
-    looks only at those pictures that none before it has seen. Empty: they go with the run."""
+    looks only at those pictures that none before it has seen, even if that one was stopped over it. Empty: they go with
+    the run."""
     max_steps: int = 0
     """Stop after so many optimizer steps, the learning rate being what it is then; 0 for no such limit."""
     global_batch_size: int = 256

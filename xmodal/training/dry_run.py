@@ -118,8 +118,8 @@ class MeasuredStep:
 def dry_run(config: TrainConfig, tell: Callable[[str], None]) -> None:
     """Tell the plan, then the time of a step that is really done, on random pictures. Nothing is written.
 
-    The first rank alone tells. Raises UserError for what `train` would refuse before its first step, and, after the
-    plan, for a step that this machine has no memory for.
+    The first rank alone tells. Raises UserError for what `train` would refuse before it looks at a checkpoint, and,
+    after the plan, for a step that this machine has no memory for.
     """
     view = checked_view(config)
     with joined_ranks(config.peer_timeout) as ranks:

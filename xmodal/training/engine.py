@@ -81,11 +81,18 @@ def resolve_deepspeed_config(
             raise UserError(f"{path}: {key}: {json.dumps(section)} is no section", _USE_OURS)
         if section.get("enabled") == "auto":
             raise UserError(f'{path}: {key}.enabled: "auto", and nothing else says it', "write true or false")
+    if "bfloat16" in config:
+        raise UserError(f"{path}: bfloat16: an old name of this section", "write bf16")
     config = _without_auto(config)
     zero = config.get("zero_optimization")
     # DeepSpeed takes a key that it does not know, such as a misspelt one, for none, and trains without ZeRO.
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage: not 0, 1, 2 or 3", _USE_OURS)
+    for key, why in _ALWAYS_TRUE.items():
+        section, _, name = key.rpartition(".")
+        value = (config.get(section, {}) if section else config).get(name, True)
+        if value is not True:
+            raise UserError(f"{path}: {key}: {json.dumps(value)}, but {why}", "take it out, or write true")
     try:
         DeepSpeedZeroConfig(**zero)
     except _DEEPSPEED_ERRORS as error:
@@ -115,6 +122,13 @@ _OURS_ALONE = {
     "scheduler": "set optimizer.warmup_share and final_lr_share of the training config",
 }
 """Keys of DeepSpeed's config that have no effect on an engine that is given its optimizer, and what has."""
+_FINDS_NONFINITE = "steps whose gradients are not finite are found, and skipped, by it"
+_ALWAYS_TRUE = {
+    "bf16.check_grad_overflow": _FINDS_NONFINITE,
+    "zero_optimization.compute_grad_norm": _FINDS_NONFINITE,
+    "managed_gradient_accumulation": "without it, every micro-batch would be a step of the optimizer",
+}
+"""Settings of DeepSpeed's config that would silently change what a step is, and how."""
 
 
 def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
@@ -197,11 +211,11 @@ def create_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.o
 
 
 def create_engine(
-    model: torch.nn.Module, optimizer: OptimizerConfig, deepspeed_config: dict[str, Any], deepspeed_file: str
+    model: torch.nn.Module, optimizer: OptimizerConfig, deepspeed_config: dict[str, Any], path: str
 ) -> Any:
     """A DeepSpeed engine around `model`; every rank must hold the same weights. `set_learning_rate` before each step.
 
-    A step whose gradients are not finite changes nothing. Raises UserError, naming `deepspeed_file`, for settings that
+    A step whose gradients are not finite changes nothing. Raises UserError, naming the file `path`, for settings that
     DeepSpeed or this machine cannot do.
     """
     # Without ZeRO, DeepSpeed takes a step when it is made, to have the optimizer's state: at a rate of 0 it changes no
@@ -210,7 +224,7 @@ def create_engine(
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=base, config=deepspeed_config)
     except _DEEPSPEED_ERRORS as error:
-        raise _refused(deepspeed_file, error) from error
+        raise _refused(path, error) from error
     if engine.zero_optimization_stage() == 0:
         base.state.clear()
     if engine.optimizer is base:  # in float32 without ZeRO; the optimizers of DeepSpeed do so by themselves

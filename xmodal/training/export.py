@@ -27,6 +27,7 @@ from xmodal.students import (
 )
 from xmodal.training import ema
 from xmodal.training.checkpoint import COMMIT_FILE, committed_steps, read_commit, read_weights
+from xmodal.training.costs import num_parameters
 from xmodal.training.engine_state import WEIGHT
 from xmodal.training.provenance import last_validation, provenance_of
 
@@ -103,7 +104,7 @@ def export(config: ExportConfig) -> ExportSummary:
         checkpoint=folder,
         step=commit["step"],
         weights=weights,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_parameters(model),
         onnx_difference=difference,
         url=_push(config.push_to_hub, config.output) if config.push_to_hub else "",
     )

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 
 from shards.errors import UserError
-from shards.storage import Storage, open_storage
+from shards.storage import Storage, open_storage, told_to_user
 from xmodal.students import InputSpec, classifiers
 
 
@@ -50,12 +50,22 @@ class FeatureStore:
         return places, stored["values"][:, [place_of[ids[place]] for place in places]]
 
     def add(self, ids: Sequence[bytes], values: torch.Tensor) -> None:
-        """Keep features `(views, len(ids), width)` of pictures that are not there yet."""
+        """Keep features `(views, len(ids), width)` of pictures that are not there yet.
+
+        Raises UserError for a file that is damaged, and for a storage that takes no more.
+        """
         tensors = {"ids": torch.frombuffer(bytearray(b"".join(ids)), dtype=torch.uint8).view(-1, 32), "values": values}
         stored = self._read()
         if stored is not None:
             tensors = {name: torch.cat([stored[name], tensors[name]], dim=-2) for name in tensors}
-        self._storage.replace(self._name, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        # By way of a file: S3 takes no more than 5 GB in one piece.
+        temporary = self._storage.new_temporary(self._name)
+        try:
+            with told_to_user(self._storage.url, every=(OSError, SafetensorError)):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+                self._storage.put_file(self._name, temporary)
+        finally:
+            self._storage.discard(temporary)
 
     def _read(self) -> dict[str, torch.Tensor] | None:
         if not self._storage.exists(self._name):

@@ -56,23 +56,26 @@ def require_linear_classifier(model: torch.nn.Module, name: str) -> None:
 
 
 def features_of_splits(
-    engine: Any, pictures: Pictures, *, flip: bool, progress: Callable[[], None], store: FeatureStore | None
-) -> dict[str, Features]:
+    engine: Any, pictures: Pictures, *, flip: bool, goes_on: Callable[[], bool], store: FeatureStore | None
+) -> dict[str, Features] | None:
     """`read_features` of train and of val, if it has samples, by the name of the split; all ranks must call it."""
     found = {}
     for split in ("train", "val"):
         if not pictures.num_samples(split):
             continue
         log.info("the frozen backbone looks at the pictures of %s", split)
-        found[split] = read_features(
+        features = read_features(
             engine,
             partial(pictures.evaluated, split),
             picture_ids(pictures.view.split(split).rows),
             flip=flip,
             to_pixels=pictures.pixels,
-            progress=progress,
+            goes_on=goes_on,
             store=store,
         )
+        if features is None:
+            return None
+        found[split] = features
     return found
 
 
@@ -83,15 +86,15 @@ def read_features(
     *,
     flip: bool,
     to_pixels: Callable[[Batch], torch.Tensor],
-    progress: Callable[[], None],
+    goes_on: Callable[[], bool],
     store: FeatureStore | None,
-) -> Features:
+) -> Features | None:
     """Have the backbone look at each picture of a split, as in evaluation, over all ranks; all must call it.
 
     `stream_of` gives the pictures of some rows, int64, and `to_pixels` a batch as the student takes it; `flip`: at its
-    mirror image, too; `progress` is called for each batch. What the first rank finds in its `store`, by `ids`, nobody
-    looks at, and what was looked at is added to it. Raises UserError on all ranks for a store that is damaged or takes
-    no more.
+    mirror image, too. What the first rank finds in its `store`, by `ids`, nobody looks at, and what was looked at is
+    added to it. `goes_on` is asked before each batch; where it says no, on all ranks alike, the rest is left and None
+    returned. Raises UserError on all ranks for a store that is damaged or takes no more.
     """
     (head,) = classifiers(engine.module)
     width = head.fc1.in_features if isinstance(head, Mlp) else head.in_features
@@ -101,11 +104,14 @@ def read_features(
     by_first_at_length(partial(_take_stored, store, ids, values, known))
     _add_those_of_others(known[:, None], engine.device)
     missing = (~known).nonzero()[:, 0]
+    is_whole = True
     if len(missing):
         engine.eval()
         with torch.no_grad(), _backbone_alone(engine.module):
             for batch in stream_of(missing.numpy()):
-                progress()
+                is_whole = goes_on()
+                if not is_whole:
+                    break
                 pixels, rows = to_pixels(batch), batch.rows[batch.mask]
                 # Each is taken off the device before the next: what the student made may be overwritten by it.
                 for number, view in enumerate([pixels, pixels.flip(-1)] if flip else [pixels]):
@@ -114,7 +120,7 @@ def read_features(
     for one in [*values, known[:, None]]:
         _add_those_of_others(one, engine.device)
     by_first_at_length(partial(_keep, store, ids, values, missing[known[missing]]))
-    return Features(values=values, known=known)
+    return Features(values=values, known=known) if is_whole else None
 
 
 def _take_stored(store: FeatureStore | None, ids: Sequence[bytes], values: torch.Tensor, known: torch.Tensor) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from shards.storage import check_can_be_made
 from shards.stream import TrainStream
 from shards.view import View, open_view, target_array
 from xmodal.curation.forgotten import refuse_forgotten
-from xmodal.students import InputSpec, create_student, input_spec
+from xmodal.students import InputSpec, create_student, input_spec, require_replaceable
 from xmodal.training.checkpoint import committed_steps
 from xmodal.training.config import TrainConfig
 from xmodal.training.costs import device_peak
@@ -63,12 +64,15 @@ class Preparation:
 def checked_view(config: TrainConfig) -> View:
     """The view, and what else can be found out alone: the likeliest mistakes, before the ranks wait for each other.
 
-    Raises UserError for a view that is none, or holds posts that were forgotten, and for trackers that are missing.
+    Raises UserError for a view that is none, or holds posts that were forgotten, for trackers that are missing, and for
+    an `output` that cannot be a folder, or whose `student` could not be replaced.
     """
     view = open_view(config.view)
     if not config.allow_forgotten:
         refuse_forgotten(view)
     require_trackers(config.trackers)
+    check_can_be_made(config.output)
+    require_replaceable(str(Path(config.output, "student")))  # told now, not after weeks of training
     return view
 
 

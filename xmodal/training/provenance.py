@@ -8,7 +8,7 @@ from typing import Any
 import xmodal
 from xmodal.training.metrics_file import read_metrics
 
-_PATHS = ("view", "output", "stop_file", "upload")
+_PATHS = ("view", "output", "stop_file", "upload", "feature_folder")
 
 
 def provenance_of(

@@ -15,7 +15,6 @@ from shards.errors import UserError
 from shards.storage import LocalStorage, open_storage
 from shards.stream import told_of_lost_workers
 from shards.view import View
-from xmodal.students import require_replaceable
 from xmodal.training.agreement import facts_of_run, require_agreement
 from xmodal.training.checkpoint import Keep, load_checkpoint, save_checkpoint
 from xmodal.training.config import TrainConfig
@@ -69,7 +68,6 @@ def _begin(config: TrainConfig) -> View:
     """What can be found out alone: the view, checked; the output folder is there then."""
     view = checked_view(config)
     LocalStorage(config.output, create=True)
-    require_replaceable(str(Path(config.output, "student")))  # told now, not after weeks of training
     return view
 
 
@@ -128,9 +126,8 @@ class _Run:
         """To the end, with an export, or to a stop request, with a checkpoint; whether nothing is left to be done."""
         is_resumed = self._resume()
         by_first(partial(self._open_records, is_resumed=is_resumed))
-        if self.config.keep_features and self.step < min(self.frozen_steps, self.total_steps):
-            self._keep_features()
-        finished = self._train_epochs()
+        needs_features = self.config.keep_features and self.step < min(self.frozen_steps, self.total_steps)
+        finished = (not needs_features or self._keep_features()) and self._train_epochs()
         self.stream.close()
         if finished:
             self.watchdog.progress("the export of the student")
@@ -190,13 +187,25 @@ class _Run:
             self.pictures.dtype,
         )
 
-    def _keep_features(self) -> None:
-        """Have the backbone look at all pictures once; the stream then needs to read none."""
+    def _keep_features(self) -> bool:
+        """Have the backbone look at all pictures once; the stream then needs to read none.
+
+        False where any rank was asked to stop meanwhile.
+        """
+
+        def goes_on() -> bool:
+            self.watchdog.progress("the features of all pictures")
+            asked, _ = self.stop.agreed(self.ranks, self.engine.device, None)
+            return not asked
+
         flip = self.config.augment.flip
         store = by_all(self._open_feature_store)
-        progress = partial(self.watchdog.progress, "the features of all pictures")
-        self.features = features_of_splits(self.engine, self.pictures, flip=flip, progress=progress, store=store)
-        self.stream.leave_out_pixels(~self.features["train"].known.numpy())
+        features = features_of_splits(self.engine, self.pictures, flip=flip, goes_on=goes_on, store=store)
+        if features is None:
+            return False
+        self.features = features
+        self.stream.leave_out_pixels(~features["train"].known.numpy())
+        return True
 
     def _open_feature_store(self) -> FeatureStore | None:
         """On the first rank, where features are to stay for other runs."""

@@ -40,11 +40,16 @@ class Upload:
     def __init__(self, folder: Path, storage: Storage, keep: Keep) -> None:
         """Raises UserError where the storage may not be read or written."""
         self._folder, self._storage, self._keep = folder, storage, keep
-        self._known = _read_list(storage)
+        try:
+            self._known = _read_list(storage)
+            latest = _read_name(storage, "latest")
+            self._write_list()
+        except OSError as error:
+            raise UserError(
+                f"{storage.url}: cannot be used for copies of checkpoints: {error}", "see to it, or give another upload"
+            ) from error
         # What lies there beyond `latest` is of a run that went on from there and was lost, until it is written anew.
-        latest = _read_name(storage, "latest")
         self._lost = {name for name in self._known if name > latest}
-        self._write_list()
         self._complete: set[str] = set()  # of those here
         self._commits: dict[str, _Commit] = {}  # of those there
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
@@ -69,14 +74,22 @@ class Upload:
         checkpoints = self._folder / "checkpoints"
         for name in _ALSO:
             with suppress(FileNotFoundError):
-                self._storage.put_file(name, self._folder / name)
+                # Read once: the run goes on writing, and what is hashed must be what is sent.
+                self._storage.replace(name, (self._folder / name).read_bytes())
         # The newest first: it is what is lost with this machine.
-        for name in reversed(committed_steps(checkpoints)):
-            if name not in self._complete:
-                try:
-                    self._copy(checkpoints / name)
-                except FileNotFoundError:
-                    log.warning("%s was dropped before it was uploaded; if often, raise keep_checkpoints", name)
+        missing = [name for name in reversed(committed_steps(checkpoints)) if name not in self._complete]
+        for name in missing:
+            try:
+                self._copy(checkpoints / name)
+            except FileNotFoundError:
+                log.warning("%s was dropped before it was uploaded; if often, raise keep_checkpoints", name)
+            # After each: those that are left may take long, or fail.
+            self._name_and_drop(checkpoints)
+        if not missing:  # what failed of it the last time
+            self._name_and_drop(checkpoints)
+
+    def _name_and_drop(self, checkpoints: Path) -> None:
+        """Have `latest` and `best` there name what lies there by now, and drop what is not kept."""
         here = set(committed_steps(checkpoints))
         if not self._complete & here:
             return
@@ -142,7 +155,8 @@ def wait_for_upload(
     """All ranks wait for the one that has an `upload`: launchers end those that are left soon after one has ended.
 
     Once any of them `is_asked` to stop, they wait for `grace` seconds more; the next start copies what is left. Returns
-    whether nothing is, on all of them the same. `progress` and `is_asked` are called about every second.
+    whether nothing is but what has failed, on all of them the same. `progress` and `is_asked` are called about every
+    second.
     """
     deadline = math.inf
     is_done = is_over = False
@@ -241,8 +255,10 @@ def _parse_commit(content: bytes, storage: Storage, name: str) -> _Commit:
 
 
 def _is_same(storage: Storage, path: Path) -> bool:
+    """Whether a file lies there as it is here. Raises FileNotFoundError if it is not here."""
+    content = path.read_bytes()
     try:
-        return storage.read(path.name) == path.read_bytes()
+        return storage.read(path.name) == content
     except FileNotFoundError:
         return False
 

@@ -1,5 +1,6 @@
 """How near a student is to its teacher: sums that ranks add up, and the metrics that these make."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,11 +41,15 @@ def validate(
 
 
 def selection_cost(metrics: dict[str, float | None], select: str) -> float | None:
-    """What is least in the best checkpoint, as a config's `select` has it; None where there are no metrics."""
-    agreement = metrics.get("polarity_agreement")
+    """What is least in the best checkpoint, as a config's `select` has it; None where there are no metrics.
+
+    Where no sample has a polarity by the teacher, the divergence decides in any case. One that is not finite counts as
+    none: NaN is neither more nor less than others.
+    """
+    agreement, divergence = metrics.get("polarity_agreement"), metrics.get("kl")
     if select == "polarity_agreement" and agreement is not None:
         return -agreement
-    return metrics.get("kl")
+    return divergence if divergence is not None and math.isfinite(divergence) else None
 
 
 def validation_sums(
