@@ -82,9 +82,7 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
     of_first, summary = by_first(lambda: (asked, files.begin(asked)))
     by_all(lambda: _require_same(of_first, asked))
     if summary is None:
-        batch_size = config.batch_size or by_all(
-            lambda: found_batch_size(student, config.pictures_per_part, accelerator)
-        )
+        batch_size = config.batch_size or found_batch_size(student, config.pictures_per_part, accelerator)
         num_parts = by_all(lambda: predict_parts(files, predictor, config, batch_size, accelerator))
         summary = by_first(lambda: files.finish(num_parts, asked))
     elif accelerator.is_main_process:
