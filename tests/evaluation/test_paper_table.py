@@ -128,6 +128,12 @@ def test_the_table_has_other_forms(files, capsys):
     assert first == "| 3.1 | B-T4SA_1.0_upd | 82.2 / — | 78.0 / — | 75.5 / — |"
 
 
+def test_in_markdown_no_name_of_a_student_makes_a_column(tmp_path):
+    (tmp_path / "a|b.json").write_text(json.dumps({"5agree": metrics(0.8)}))
+    table = paper_table(TableConfig(scores=[str(tmp_path / "a|b.json")], format="markdown"))
+    assert "| — | a\\|b | — / 80.0 " in table
+
+
 @pytest.mark.parametrize(
     "content",
     [
