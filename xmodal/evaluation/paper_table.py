@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from shards.errors import ConfigError, UserError
 from shards.json_object import without_nan
-from xmodal.benchmarks import load_definition
+from xmodal.benchmarks import INSTALL_FROM_CLONE, known_benchmarks, load_definition
 from xmodal.evaluation.scores_file import Scores, read_scores
 from xmodal.evaluation.table import aligned, markdown_lines
 from xmodal.published import AGREEMENTS, PUBLISHED, PublishedModel, pull_command, pulled_folder
@@ -128,7 +128,11 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
         of_model[0].model: [cell.benchmark for cell in of_model if cell.ours is not None] for of_model in cells
     }
     lines = []
+    known = known_benchmarks()
     for benchmark in dict.fromkeys(name for names in lacking.values() for name in names):
+        if benchmark not in known:
+            lines.append(f"{benchmark}: its definition is not here: {INSTALL_FROM_CLONE}")
+            continue
         definition = load_definition(benchmark, root=root)
         if not os.path.exists(definition.labels):
             lines.append(f"{benchmark}: {definition.labels} is not here; get it: {definition.source}")
