@@ -21,10 +21,10 @@ from xmodal.benchmarks import Benchmark, MissingPicturesError, load_benchmark
 from xmodal.evaluation.compare import Comparison, compare
 from xmodal.evaluation.metrics import metrics_of, with_intervals
 from xmodal.evaluation.output_files import check_output_file, open_output_folder, write_json
-from xmodal.evaluation.predict import predict
+from xmodal.evaluation.predict import predict, require_same
 from xmodal.evaluation.table import Row
 from xmodal.labels import CLASSES
-from xmodal.students import load_student
+from xmodal.students import load_student, student_fingerprint
 from xmodal.training.mistakes import by_all, by_first
 
 
@@ -125,6 +125,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     for number, (folder, model) in enumerate(zip(config.models, models, strict=True)):
         if number:
             student = by_all(partial(load_student, folder))
+        if accelerator.num_processes > 1:
+            require_same({"student": student_fingerprint(student)})
         for benchmark in benchmarks:
             probabilities = _predict(student, benchmark, config, accelerator)
             by_first(partial(judge, model, benchmark, probabilities))

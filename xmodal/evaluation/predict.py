@@ -1,9 +1,10 @@
 """A student's probabilities for the pictures of a benchmark: every picture once, over all processes."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from shards.errors import UserError
 from xmodal.evaluation.predictor import Predictor, check_finite, cpu_batch_size
 from xmodal.labels import CLASSES
 from xmodal.students import input_spec
-from xmodal.training.mistakes import another_has_failed, by_all
+from xmodal.training.mistakes import another_has_failed, by_all, by_first
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,21 @@ def predict(
     own[: len(pictures)] = by_all(lambda: _probabilities(predictor, pictures, batch_size))
     gathered = accelerator.gather(torch.from_numpy(own).to(accelerator.device))
     return gathered.cpu().numpy()[: len(paths)]
+
+
+def require_same(asked: Mapping[str, Any]) -> None:
+    """Raise UserError, on all processes, where one of them was asked for something else than the first."""
+    of_first = by_first(lambda: asked)
+
+    def compare() -> None:
+        for name, value in asked.items():
+            if of_first[name] != value:
+                raise UserError(
+                    f"{name}: {value}, but {of_first[name]} on the first process",
+                    "give all processes the same settings, and the same student",
+                )
+
+    by_all(compare)
 
 
 def found_batch_size(student: torch.nn.Module, num_pictures: int, accelerator: Accelerator) -> int:
