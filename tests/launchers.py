@@ -93,6 +93,14 @@ def wait_for_ranks(ranks: Sequence[subprocess.Popen[str]]) -> tuple[list[int], l
     return [process.returncode for process in ranks], outputs
 
 
+def told_by_ranks(arguments: Sequence[Sequence[str]], program: str) -> list[str]:
+    """What each rank says, on processors, of a mistake that ends all of them in order."""
+    codes, outputs = wait_for_ranks(start_ranks(arguments, program, CUDA_VISIBLE_DEVICES=""))
+    assert codes == [2] * len(arguments), outputs
+    assert "Traceback" not in "".join(outputs)
+    return outputs
+
+
 def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]], since: float = 0.0) -> None:
     """Wait until the run in `output` has done so many steps, whose last lines were written `since` then.
 

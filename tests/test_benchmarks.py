@@ -229,7 +229,9 @@ def test_a_class_outside_the_mapping_is_named_with_its_line_and_the_nearest(tmp_
     assert remedy.strip().startswith("did you mean amusement? else add it to ")
 
 
-@pytest.mark.parametrize("classes", ["{0: bad, 1: positive}", "{1: positive}", "{0: neutral, 1: negative}"])
+@pytest.mark.parametrize(
+    "classes", ["{0: bad, 1: positive}", "{1: positive}", "{0: neutral, 1: negative}", "{0: [negative], 1: positive}"]
+)
 def test_a_mapping_that_lacks_a_class_is_refused(tmp_path, classes):
     assert "made.yaml: classes: " in complaint(classed(tmp_path, "path,class\nflat/a.png,1\n", classes))[0]
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,57 @@ def test_several_processes_give_the_same_files_as_one(
         numbers = [float(row[name]) for row in rows_alone]
         # Sums over batches of other sizes are rounded otherwise.
         assert [float(row[name]) for row in rows] == pytest.approx(numbers, abs=2e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("models", "complaint"),
+    [
+        (("none", "none"), "none: no such folder"),
+        (("tiny", "none"), "rank 1: none: no such folder"),
+        (("tiny", "diverged"), "rank 1: student: "),
+        (("diverged", "diverged"), "student: its outputs are no finite numbers"),
+    ],
+)
+def test_what_is_wrong_on_any_process_ends_all_and_the_first_tells_it(
+    models, complaint, tiny_student, diverged_student, picture_benchmark
+):
+    folder_of = {"tiny": str(tiny_student), "diverged": str(diverged_student)}
+    given = [["-m", folder_of.get(model, model), "-b", str(picture_benchmark)] for model in models]
+    first, second = launchers.told_by_ranks(given, "launch/evaluate.py")
+    assert first.count(f"xmodal: {complaint}") == 1
+    assert "xmodal: " not in second
+
+
+def test_predictions_that_the_first_process_cannot_write_end_all(tiny_student, picture_benchmark, tmp_path):
+    file = tmp_path / "long.yaml"
+    # Too long for a file that is named after it.
+    file.write_text(picture_benchmark.read_text().replace("name: pictures", f"name: {'long' * 60}"))
+    given = ["-m", str(tiny_student), "-b", str(file), str(picture_benchmark), "--output", str(tmp_path / "out")]
+    first, second = launchers.told_by_ranks([given, given], "launch/evaluate.py")
+    assert first.count("xmodal: ") == first.count("cannot be written to: File name too long") == 1
+    assert "xmodal: " not in second
+
+
+def test_which_pictures_there_are_is_what_the_first_process_finds(tiny_student, picture_benchmark, tmp_path):
+    """On the other one's host, two of them are missing."""
+    definition = tmp_path / "relative.yaml"
+    definition.write_text(picture_benchmark.read_text().replace(str(picture_benchmark.parent), "pictures"))
+    for name in ("here", "there"):
+        shutil.copytree(picture_benchmark.parent, tmp_path / name / "pictures")
+    for name in ("flat-0.img", "deep-1.img"):
+        (tmp_path / "there" / "pictures" / name).unlink()
+    given = ["-m", str(tiny_student), "-b", str(definition), "--allow-missing", "--num_draws", "5"]
+    given += ["--json", str(tmp_path / "metrics.json")]
+    ranks = launchers.start_ranks(
+        [[*given, "--root", str(tmp_path / name)] for name in ("here", "there")],
+        "launch/evaluate.py",
+        CUDA_VISIBLE_DEVICES="",
+    )
+    codes, outputs = launchers.wait_for_ranks(ranks)
+    assert codes == [0, 0], outputs
+    alone = evaluate(EvaluateConfig(models=[str(tiny_student)], benchmarks=[str(picture_benchmark)], num_draws=5))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["pictures"]
+    assert metrics == pytest.approx(alone.judgements[0].metrics)
 
 
 @pytest.fixture(scope="module")

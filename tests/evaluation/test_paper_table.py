@@ -128,6 +128,20 @@ def test_the_table_has_other_forms(files, capsys):
     assert first == "| 3.1 | B-T4SA_1.0_upd | 82.2 / — | 78.0 / — | 75.5 / — |"
 
 
+def test_without_the_definitions_of_the_benchmarks_there_is_a_table_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("xmodal.benchmarks._OF_CLONE", tmp_path / "none")  # as of a wheel
+    monkeypatch.chdir(tmp_path)
+    lines = paper_table(TableConfig()).splitlines()
+    assert lines[1].split()[:3] == ["3.1", "B-T4SA_1.0_upd", "82.2"]
+    assert any(line.startswith("5agree: its definition is not here: ") for line in lines)
+
+
+def test_in_markdown_no_name_of_a_student_makes_a_column(tmp_path):
+    (tmp_path / "a|b.json").write_text(json.dumps({"5agree": metrics(0.8)}))
+    table = paper_table(TableConfig(scores=[str(tmp_path / "a|b.json")], format="markdown"))
+    assert "| — | a\\|b | — / 80.0 " in table
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -139,6 +139,11 @@ def test_files_folders_and_tars_go_together_in_the_order_they_are_named(config, 
     assert places == [*in_tars[:6], ("odd", ""), *in_tars]
 
 
+def test_a_slash_behind_a_folder_changes_no_path(folder):
+    paths = [[picture.path for picture in pictures_of([f"{folder}{slash}"])] for slash in ("", "/", "//")]
+    assert paths[0] == paths[1] == paths[2] == sorted(paths[0])
+
+
 def test_a_tar_that_is_not_whole_is_a_failure_and_the_others_are_predicted(config, tmp_path):
     storage = LocalStorage(tmp_path / "tars", create=True)
     for number in range(3):
@@ -442,12 +447,7 @@ def arguments_of(config: PredictConfig) -> list[str]:
 
 
 def predict_by_two_ranks(*configs: PredictConfig) -> list[str]:
-    """What each says, once both have ended with exit code 2."""
-    ranks = launchers.start_ranks(list(map(arguments_of, configs)), "launch/predict.py", CUDA_VISIBLE_DEVICES="")
-    codes, outputs = launchers.wait_for_ranks(ranks)
-    assert codes == [2, 2], outputs
-    assert "Traceback" not in "".join(outputs)
-    return outputs
+    return launchers.told_by_ranks(list(map(arguments_of, configs)), "launch/predict.py")
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,12 @@ def claims_compressed(file: h5py.File) -> None:
     file.create_dataset(POSITIONS, shape=(1, 1_000_001, 128), dtype="f4", chunks=(1, 1000, 128))
 
 
+def claims_a_chunk(file: h5py.File) -> None:
+    """A weight that is a small part of its only chunk, which compressed zeros may fill up."""
+    del file[HEAD]
+    file.create_dataset(HEAD, shape=(128, 3), dtype="f4", maxshape=(None, 3), chunks=(1 << 24, 3), compression="gzip")
+
+
 def cycle(file: h5py.File) -> None:
     file["model_weights/head/again"] = file["model_weights"]
 
@@ -324,6 +330,7 @@ CHANGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "virtual": (virtual, "has its weights elsewhere"),
     "claims-gigabytes": (claims_much, "holds less than its weights would take"),
     "claims-half-a-gigabyte": (claims_compressed, "holds less than its weights would take"),
+    "claims-a-chunk": (claims_a_chunk, "holds less than its weights would take"),
     "cycle": (cycle, "has a weight twice"),
     "sigmoid": (settings(activation="sigmoid"), "have the activation sigmoid"),
     "epsilon": (settings(epsilon=1e-3), "epsilon 0.001"),

@@ -24,7 +24,7 @@ from xmodal import cli
 from xmodal.models import download as downloading
 from xmodal.models.convert import convert
 from xmodal.models.download import download
-from xmodal.models.pull import CHECKSUMS, pull
+from xmodal.models.pull import CHECKSUMS, download_name, pull
 from xmodal.published import PUBLISHED, PublishedModel
 from xmodal.students import load_student
 
@@ -147,7 +147,7 @@ def test_where_the_disk_is_full_the_download_is_kept_and_nothing_else(cache, ser
     url = server.answer("m.h5", files)
     work = cache / f".{TINY.name}"
     work.mkdir(parents=True)
-    download(url, work / f"{TINY.name}.h5")
+    download(url, work / download_name(TINY, url))
     (tmp_path / "m.h5").write_bytes(keras_file)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -216,9 +216,10 @@ def test_a_killed_download_leaves_nothing_visible_and_is_gone_on_with(cache, ser
     work.mkdir(parents=True)
     program = "import sys; from pathlib import Path; from xmodal.models.download import download\n"
     program += "download(sys.argv[1], Path(sys.argv[2]))"
-    process = subprocess.Popen([sys.executable, "-c", program, url, str(work / f"{TINY.name}.h5")], cwd=ROOT)
+    file = work / download_name(TINY, url)
+    process = subprocess.Popen([sys.executable, "-c", program, url, str(file)], cwd=ROOT)
     try:
-        part = work / f"{TINY.name}.h5.part"
+        part = file.with_name(f"{file.name}.part")
         wait_for(lambda: part.exists() and part.stat().st_size == 100_000)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -232,6 +233,28 @@ def test_a_killed_download_leaves_nothing_visible_and_is_gone_on_with(cache, ser
     assert files.sent == len(keras_file)
     assert visible(cache) == [TINY.name, CHECKSUMS]
     assert not work.exists()
+
+
+def test_what_an_ended_pull_had_downloaded_is_not_taken_for_what_lies_elsewhere(
+    cache, server, keras_file, monkeypatch
+):
+    mirror, release = (FileServer(content) for content in (keras_file + b"\0", keras_file))
+    mirrored, url = server.answer("mirrored.h5", mirror), server.answer("m.h5", release)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xmodal.models.pull.convert", killed)
+        with pytest.raises(KilledError):
+            pull(TINY, url=mirrored)
+    assert pull(TINY, url=url) is not None
+    assert (len(mirror.asked), len(release.asked)) == (1, 1)
+    kept = json.loads((cache / CHECKSUMS).read_text())[TINY.name]
+    assert (kept["url"], kept["file"]) == (url, hashlib.sha256(keras_file).hexdigest())
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -18,7 +18,7 @@ from shards.errors import ConfigError, UserError
 from shards.index import read_index
 from shards.storage import open_storage
 from shards.tombstones import Tombstones, record_tombstones
-from shards.view import SHARD_SCHEMA, shard_entry, write_view
+from shards.view import SHARD_SCHEMA, open_view, shard_entry, write_view
 from shards.writer import Sample, write_shard
 from xmodal.cli import main
 from xmodal.labels import CLASSES, histogram
@@ -199,6 +199,16 @@ def test_pictures_are_small_embedded_and_described(tmp_path: Path) -> None:
     assert images[0]["alt"] == "Picture post0-0: negative 0.90, neutral 0.10, positive 0.00"
 
 
+def test_a_class_without_samples_to_learn_from_has_no_pictures(tmp_path: Path) -> None:
+    config = make_inputs(tmp_path)
+    view = open_view(config.view)
+    others = [place for place, target in enumerate(view.table["target"].to_pylist()) if target[1] < 0.5]
+    description = {"counts": view.description["counts"]}
+    other = str(tmp_path / "other")
+    write_view(other, view.table.take(others), view.shards, datasets=[config.dataset], description=description)
+    assert len(page_of(replace(config, view=other)).images()) == 4 + 3 * 8
+
+
 def test_strings_of_strangers_stay_text(tmp_path: Path) -> None:
     failures = [{"reason": HOSTILE, "retryable": False}]
     config = make_inputs(tmp_path, hostile=HOSTILE, key=HOSTILE, failures=failures)
@@ -277,6 +287,17 @@ def test_predictions_of_undecodable_pictures_are_not_shown(tmp_path: Path) -> No
     with open(tmp_path / "predictions-emoji.csv", "a") as file:
         file.write("gone.png,nan,nan,nan,0.5\n")
     assert "gone.png" not in page_of(config).text
+
+
+@pytest.mark.parametrize(("folder", "images"), [("", "pictures"), ("pictures", ".")])
+def test_no_picture_from_elsewhere_comes_into_the_page(tmp_path: Path, monkeypatch, folder: str, images: str) -> None:
+    config = make_inputs(tmp_path)
+    (tmp_path / "secret.png").write_bytes(picture_bytes((1, 2, 3)))
+    with open(tmp_path / "predictions-emoji.csv", "a") as file:
+        file.write("../secret.png,1,0,0,9\n")
+    monkeypatch.chdir(tmp_path / folder)
+    with pytest.raises(UserError, match=r"\.\./secret\.png: lies outside of "):
+        report(replace(config, images=images))
 
 
 def test_numbers_that_are_not_there_are_dashes(tmp_path: Path) -> None:

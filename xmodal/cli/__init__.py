@@ -18,7 +18,7 @@ from xmodal.cli.training import crossval, export, finetune_fi, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Returns the exit code: 0, or 2 for a mistake of the user's, told in two lines."""
+    """Run a verb. Returns the exit code: the verb's own, or 2 for a mistake of the user's, told in two lines."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +16,16 @@ from accelerate import Accelerator
 
 from shards.checks import require_range
 from shards.errors import ConfigError, UserError
+from shards.storage import open_storage
 from xmodal.benchmarks import Benchmark, MissingPicturesError, load_benchmark
 from xmodal.evaluation.compare import Comparison, compare
 from xmodal.evaluation.metrics import metrics_of, with_intervals
 from xmodal.evaluation.output_files import check_output_file, open_output_folder, write_json
-from xmodal.evaluation.predict import predict
+from xmodal.evaluation.predict import predict, require_same
 from xmodal.evaluation.table import Row
 from xmodal.labels import CLASSES
-from xmodal.students import load_student
+from xmodal.students import load_student, student_fingerprint
+from xmodal.training.mistakes import by_all, by_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,39 +108,31 @@ class Evaluation:
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Judge students.
 
-    Raises UserError for a folder that is no student, a benchmark that cannot be read, or an output that cannot be
-    written: before any picture is looked at.
+    Processes of one job, as `accelerate launch` starts them, share the pictures of each benchmark. Raises UserError, on
+    all of them, for a folder that is no student, a benchmark that cannot be read, or an output that cannot be written,
+    before any picture is looked at; and for what any of them meets later.
     """
     models = short_names(config.models)
-    if config.output:
-        _check_folders(models)
-    output = open_output_folder(config.output) if config.output else None
-    check_output_file("json", config.json)
-    check_output_file("html", config.html)
-    benchmarks = [_load(name, config) for name in config.benchmarks]
-    names = [benchmark.config.name for benchmark in benchmarks]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"benchmarks: two are named {name!r}", "give each benchmark file another name")
-    student = load_student(config.models[0])
-    for model in config.models[1:]:
-        load_student(model)  # so that a wrong one is told now, not after hours of work with the others
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    # As the first process finds them: where others find other pictures, the parts would not fit together.
+    benchmarks = by_first(lambda: _checked_benchmarks(config, models))
+    student = by_all(lambda: _first_student(config.models))
     judgements: list[Judgement] = []
+
+    def judge(model: str, benchmark: Benchmark, probabilities: np.ndarray) -> None:
+        judgements.append(_judged(model, benchmark, probabilities, config))
+
     for number, (folder, model) in enumerate(zip(config.models, models, strict=True)):
-        student = load_student(folder) if number else student
+        if number:
+            student = by_all(partial(load_student, folder))
+        if accelerator.num_processes > 1:
+            require_same({"student": student_fingerprint(student)})
         for benchmark in benchmarks:
             probabilities = _predict(student, benchmark, config, accelerator)
-            if not accelerator.is_main_process:
-                continue
-            metrics = score(benchmark, probabilities, num_draws=config.num_draws, seed=config.seed)
-            judgements.append(Judgement(model=model, benchmark=benchmark, probabilities=probabilities, metrics=metrics))
-            if output:
-                of_model = output.below(_folder_name(model), create=True) if len(config.models) > 1 else output
-                of_model.replace(f"predictions-{benchmark.config.name}.csv", predictions_csv(benchmark, probabilities))
+            by_first(partial(judge, model, benchmark, probabilities))
     evaluation = Evaluation(judgements=judgements, comparisons=_comparisons(judgements, config))
-    if accelerator.is_main_process and config.json:
-        write_json(config.json, evaluation.to_json())
+    if config.json:
+        by_first(partial(write_json, config.json, evaluation.to_json()))
     accelerator.end_training()
     return evaluation
 
@@ -184,6 +179,21 @@ def predictions_csv(benchmark: Benchmark, probabilities: np.ndarray) -> bytes:
     return file.getvalue().encode()
 
 
+def _checked_benchmarks(config: EvaluateConfig, models: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks. Raises UserError for one that cannot be read, and for an output that cannot be written."""
+    if config.output:
+        _check_folders(models)
+        open_output_folder(config.output)
+    check_output_file("json", config.json)
+    check_output_file("html", config.html)
+    benchmarks = [_load(name, config) for name in config.benchmarks]
+    names = [benchmark.config.name for benchmark in benchmarks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"benchmarks: two are named {name!r}", "give each benchmark file another name")
+    return benchmarks
+
+
 def _load(name: str, config: EvaluateConfig) -> Benchmark:
     try:
         return load_benchmark(name, root=config.root, allow_missing=config.allow_missing)
@@ -191,6 +201,14 @@ def _load(name: str, config: EvaluateConfig) -> Benchmark:
         if config.allow_missing:
             raise
         raise UserError(error.what, f"{error.remedy}; --allow-missing reports on those that are there") from error
+
+
+def _first_student(models: Sequence[str]) -> torch.nn.Module:
+    """The first of the students. Raises UserError where any of them is none."""
+    student = load_student(models[0])
+    for model in models[1:]:
+        load_student(model)  # so that a wrong one is told now, not after hours of work with the others
+    return student
 
 
 def _predict(
@@ -206,9 +224,19 @@ def _predict(
         accelerator=accelerator,
         flip=config.tta == "flip",
     )
-    if np.isnan(probabilities).all():  # asked on all processes, so that none waits for one that has ended
-        raise UserError(f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again")
     return probabilities
+
+
+def _judged(model: str, benchmark: Benchmark, probabilities: np.ndarray, config: EvaluateConfig) -> Judgement:
+    """What is to be said of probabilities `(n, 3)`, which are written where there is an output."""
+    if np.isnan(probabilities).all():
+        raise UserError(f"{benchmark.config.name}: none of its pictures can be decoded", "fetch the benchmark again")
+    metrics = score(benchmark, probabilities, num_draws=config.num_draws, seed=config.seed)
+    if config.output:
+        output = open_storage(config.output, create=True)
+        of_model = output.below(_folder_name(model), create=True) if len(config.models) > 1 else output
+        of_model.replace(f"predictions-{benchmark.config.name}.csv", predictions_csv(benchmark, probabilities))
+    return Judgement(model=model, benchmark=benchmark, probabilities=probabilities, metrics=metrics)
 
 
 def _comparisons(judgements: Sequence[Judgement], config: EvaluateConfig) -> list[Comparison]:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from shards.errors import ConfigError, UserError
 from shards.json_object import without_nan
-from xmodal.benchmarks import load_definition
+from xmodal.benchmarks import INSTALL_FROM_CLONE, known_benchmarks, load_definition
 from xmodal.evaluation.scores_file import Scores, read_scores
+from xmodal.evaluation.table import aligned, markdown_lines
 from xmodal.published import AGREEMENTS, PUBLISHED, PublishedModel, pull_command, pulled_folder
 
 
@@ -127,7 +128,11 @@ def what_is_missing(cells: Sequence[Sequence[Cell]], root: str = "") -> list[str
         of_model[0].model: [cell.benchmark for cell in of_model if cell.ours is not None] for of_model in cells
     }
     lines = []
+    known = known_benchmarks()
     for benchmark in dict.fromkeys(name for names in lacking.values() for name in names):
+        if benchmark not in known:
+            lines.append(f"{benchmark}: its definition is not here: {INSTALL_FROM_CLONE}")
+            continue
         definition = load_definition(benchmark, root=root)
         if not os.path.exists(definition.labels):
             lines.append(f"{benchmark}: {definition.labels} is not here; get it: {definition.source}")
@@ -215,13 +220,12 @@ def _notes(cells: Sequence[Sequence[Cell]]) -> list[str]:
 
 def _text(cells: Sequence[Sequence[Cell]], missing: Sequence[str]) -> str:
     lines = _lines(cells)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rows = aligned(lines, num_names=len(lines[0]))
     return "\n".join([*rows, "", *_notes(cells), *([""] if missing else []), *missing])
 
 
 def _markdown(cells: Sequence[Sequence[Cell]], missing: Sequence[str]) -> str:
-    header, *rows = (f"| {' | '.join(line)} |" for line in _lines(cells))
-    rule = f"|{' --- |' * (2 + len(cells[0]))}"
+    lines = _lines(cells)
+    rows = markdown_lines(lines, num_names=len(lines[0]))
     notes = [note.replace("* partial", "\\* partial") for note in _notes(cells)]
-    return "\n".join([header, rule, *rows, "", *(f"{note}  " for note in notes), *(f"- {line}" for line in missing)])
+    return "\n".join([*rows, "", *(f"{note}  " for note in notes), *(f"- {line}" for line in missing)])

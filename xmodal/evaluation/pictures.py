@@ -98,6 +98,7 @@ def _pictures_of(url: str, split: str | None, *, tell: bool = False) -> Iterator
 
 def _open(url: str, split: str | None, *, tell: bool) -> Iterator[Picture]:
     url = url.removeprefix("file://")
+    url = url.rstrip("/") or url  # or paths below it would have two slashes
     is_here = "://" not in url
     if is_here and not url.endswith(".tar") and not os.path.isfile(url) and not os.path.isdir(url):
         raise UserError(f"{url}: no such file or folder", "check the path; a pattern of tars ends with .tar")

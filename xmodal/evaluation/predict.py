@@ -1,9 +1,10 @@
 """A student's probabilities for the pictures of a benchmark: every picture once, over all processes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from shards.errors import UserError
 from xmodal.evaluation.predictor import Predictor, check_finite, cpu_batch_size
 from xmodal.labels import CLASSES
 from xmodal.students import input_spec
+from xmodal.training.mistakes import another_has_failed, by_all, by_first
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,8 @@ def predict(
     """Probabilities, float64 `(n, 3)`, the same on all processes; NaN for pictures that cannot be decoded.
 
     With `flip`, the mean of those of a picture and of its mirror image. A `batch_size` of 0 is found: what is fastest
-    and fits into memory. `num_workers` as the Predictor's threads. Raises UserError, on all processes, where the
-    student's own outputs are no finite numbers.
+    and fits into memory. `num_workers` as the Predictor's threads. Raises UserError, on all processes, where one of
+    them cannot go on, and where the student's own outputs are no finite numbers.
     """
     predictor = Predictor(student, device=accelerator.device, num_threads=num_workers, flip=flip)
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -53,28 +55,36 @@ def predict(
     num_rows = -(-len(paths) // world_size)
     batch_size = batch_size or found_batch_size(student, num_rows, accelerator)
     pictures = [PictureFile(path) for path in paths[rank * num_rows : (rank + 1) * num_rows]]
-    probabilities = np.full((num_rows, len(CLASSES)), np.nan)
-    is_finite, first = True, 0
-    for batch in predictor(pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)):
-        probabilities[first : first + len(batch.pictures)] = batch.probabilities
-        first += len(batch.pictures)
-        for place, why in batch.failures.items():
-            log.warning("%s: %s; left out", batch.pictures[place].path, why)
-        is_finite &= batch.is_finite
-    # With a row that tells of this rank: all raise, so that none waits for one that has ended.
-    rows = torch.from_numpy(np.vstack([probabilities, np.full(len(CLASSES), is_finite)]))
-    gathered = accelerator.gather(rows.to(accelerator.device)).cpu().numpy()
-    by_rank = gathered.reshape(world_size, num_rows + 1, len(CLASSES))
-    check_finite(bool(by_rank[:, -1].all()))
-    return by_rank[:, :-1].reshape(-1, len(CLASSES))[: len(paths)]
+    own = np.full((num_rows, len(CLASSES)), np.nan)
+    own[: len(pictures)] = by_all(lambda: _probabilities(predictor, pictures, batch_size))
+    gathered = accelerator.gather(torch.from_numpy(own).to(accelerator.device))
+    return gathered.cpu().numpy()[: len(paths)]
+
+
+def require_same(asked: Mapping[str, Any]) -> None:
+    """Raise UserError, on all processes, where one of them was asked for something else than the first."""
+    of_first = by_first(lambda: asked)
+
+    def compare() -> None:
+        for name, value in asked.items():
+            if of_first[name] != value:
+                raise UserError(
+                    f"{name}: {value}, but {of_first[name]} on the first process",
+                    "give all processes the same settings, and the same student",
+                )
+
+    by_all(compare)
 
 
 def found_batch_size(student: torch.nn.Module, num_pictures: int, accelerator: Accelerator) -> int:
-    """Pictures of a forward pass: on a CPU what is fastest, on a GPU what fits into memory, within reason."""
+    """Pictures of a forward pass: on a CPU what is fastest, on a GPU what fits into memory, within reason.
+
+    Raises UserError, on all processes, where not even one picture does.
+    """
     if accelerator.device.type == "cpu":
         return cpu_batch_size(student)
     largest = min(_LARGEST_ON_GPU, num_pictures) or 1
-    return fitting_batch_size(student, input_spec(student).size, largest, accelerator)
+    return by_all(lambda: fitting_batch_size(student, input_spec(student).size, largest, accelerator))
 
 
 @torch.inference_mode()
@@ -107,3 +117,23 @@ def fitting_batch_size(student: torch.nn.Module, size: int, largest: int, accele
     if smallest < largest:
         log.info("batches of %d pictures fit into memory", smallest)
     return smallest
+
+
+def _probabilities(predictor: Predictor, pictures: Sequence[PictureFile], batch_size: int) -> np.ndarray:
+    """Those of this process's pictures, float64 `(n, 3)`; NaN from where on another process has failed."""
+    probabilities = np.full((len(pictures), len(CLASSES)), np.nan)
+
+    def batches() -> Iterator[Sequence[PictureFile]]:
+        for start in range(0, len(pictures), batch_size):
+            if another_has_failed():
+                return
+            yield pictures[start : start + batch_size]
+
+    first = 0
+    for batch in predictor(batches()):
+        check_finite(batch.is_finite)
+        probabilities[first : first + len(batch.pictures)] = batch.probabilities
+        first += len(batch.pictures)
+        for place, why in batch.failures.items():
+            log.warning("%s: %s; left out", batch.pictures[place].path, why)
+    return probabilities

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from shards.checks import require_range
-from shards.errors import ConfigError, UserError
+from shards.errors import ConfigError
 from xmodal.evaluation.pictures import Picture, check_inputs, pictures_of
-from xmodal.evaluation.predict import found_batch_size
+from xmodal.evaluation.predict import found_batch_size, require_same
 from xmodal.evaluation.prediction_files import PredictionFiles
 from xmodal.evaluation.predictor import Predictor, check_finite
 from xmodal.students import load_student, student_fingerprint
@@ -79,12 +79,10 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
         "tta": config.tta,
         "pictures_per_part": config.pictures_per_part,
     }
-    of_first, summary = by_first(lambda: (asked, files.begin(asked)))
-    by_all(lambda: _require_same(of_first, asked))
+    require_same(asked)
+    summary = by_first(lambda: files.begin(asked))
     if summary is None:
-        batch_size = config.batch_size or by_all(
-            lambda: found_batch_size(student, config.pictures_per_part, accelerator)
-        )
+        batch_size = config.batch_size or found_batch_size(student, config.pictures_per_part, accelerator)
         num_parts = by_all(lambda: predict_parts(files, predictor, config, batch_size, accelerator))
         summary = by_first(lambda: files.finish(num_parts, asked))
     elif accelerator.is_main_process:
@@ -93,16 +91,6 @@ def predict_pictures(config: PredictConfig) -> dict[str, Any] | None:
     is_main_process = accelerator.is_main_process
     accelerator.end_training()
     return summary if is_main_process else None
-
-
-def _require_same(of_first: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise UserError where this process was asked for something else than the first one."""
-    for name, value in asked.items():
-        if of_first[name] != value:
-            raise UserError(
-                f"{name}: {value}, but {of_first[name]} on the first process",
-                "give all processes the same settings, and the same student",
-            )
 
 
 class _Part:

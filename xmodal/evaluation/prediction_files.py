@@ -209,9 +209,7 @@ def _csv_writer(file: BinaryIO) -> _Writer:
 def _jsonl_writer(file: BinaryIO) -> _Writer:
     def write(rows: pa.Table) -> None:
         for row in rows.to_pylist():
-            file.write(
-                _line({name: _shortest(value) if isinstance(value, float) else value for name, value in row.items()})
-            )
+            file.write(_line({name: _shortest(value) for name, value in row.items()}))
 
     return write, file.flush
 

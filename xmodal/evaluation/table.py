@@ -33,18 +33,24 @@ def aligned(lines: Sequence[Sequence[str]], *, num_names: int) -> list[str]:
         "  ".join(
             f"{cell:<{width}}" if column < num_names else f"{cell:>{width}}"
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        ).rstrip()
         for line in lines
     ]
 
 
 def results_markdown(rows: Sequence[Row]) -> str:
     """As a Markdown table."""
-    header, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in _cells(rows))
-    names = _cells(rows)[0]
-    rule = "|".join(" --- " if column < names.index("n") else " ---: " for column in range(len(names)))
+    lines = _cells(rows)
     notes = [note.replace("* partial", "\\* partial") for note in _partial_notes(rows)]  # a star begins a list
-    return "\n".join([header, f"|{rule}|", *body, *(["", *notes] if notes else [])])
+    table = markdown_lines(lines, num_names=lines[0].index("n"))
+    return "\n".join([*table, *(["", *notes] if notes else [])])
+
+
+def markdown_lines(lines: Sequence[Sequence[str]], *, num_names: int) -> list[str]:
+    """Cells as a Markdown table: the first so many columns to the left, the others, numbers, to the right."""
+    header, *body = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    rule = "|".join(" --- " if column < num_names else " ---: " for column in range(len(lines[0])))
+    return [header, f"|{rule}|", *body]
 
 
 def results_csv(rows: Sequence[Row]) -> str:

@@ -45,7 +45,7 @@ from xmodal.finetuning.summary import Summary, read_predictions, summarise
 from xmodal.students import has_mlp_head, input_spec, load_student, student_fingerprint, student_folder
 from xmodal.training.config import TrainConfig
 from xmodal.training.job import joined_ranks
-from xmodal.training.mistakes import by_first
+from xmodal.training.mistakes import by_all, by_first
 from xmodal.training.pinned_config import check_pinned_config, pin_config
 from xmodal.training.ranks import limit_waiting
 from xmodal.training.stop import StopRequest
@@ -138,7 +138,7 @@ def _finetune(config: FinetuneConfig, divide: Divide, default_folder: Path) -> O
         limit_waiting(_PREPARING_SECONDS)
         by_first(lambda: _prepare(config, benchmark, divide, folder))
         limit_waiting(train.peer_timeout)
-        divisions = read_divisions(folder, benchmark)
+        divisions = by_all(lambda: read_divisions(folder, benchmark))
         # Where no launcher has set it, Accelerate would, with a warning, to what torch has by itself.
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         accelerator = held.enter_context(_accelerator())
@@ -259,15 +259,18 @@ def _predict(config: FinetuneConfig, tested: Benchmark, folder: Path, accelerato
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     probabilities = predict(
-        load_student(str(folder / "student")),
+        by_all(lambda: load_student(str(folder / "student"))),
         [tested.image_path(place) for place in range(len(tested.paths))],
         batch_size=config.batch_size,
         num_workers=config.num_workers,
         accelerator=accelerator,
     )
-    if accelerator.is_main_process:
+
+    def write() -> None:
         LocalStorage(folder).replace(PREDICTIONS, predictions_csv(tested, probabilities))
         _drop_checkpoints(folder)
+
+    by_first(write)
 
 
 def _drop_checkpoints(folder: Path) -> None:

@@ -82,7 +82,7 @@ def convert(
     # The authors' scripts make the head with the GELU of tensorflow_addons; Keras 2.8 says so in its whole models.
     gelu = gelu or student.head_gelu or ("tanh" if model else "exact")
     network = _network(student, backbone, pixels, gelu)
-    sha256 = _sha256(file)
+    sha256 = file_sha256(file)
     provenance: dict[str, Any] = {
         "converted_from": {
             "file": source or os.path.basename(file),
@@ -104,6 +104,15 @@ def convert(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         sha256=sha256,
     )
+
+
+def file_sha256(file: str | Path) -> str:
+    """Of a file's bytes, hex. Raises UserError where it cannot be read."""
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}", "check the path") from error
 
 
 def _head_in_words(student: KerasStudent, gelu: Gelu) -> str:
@@ -134,8 +143,3 @@ def _network(student: KerasStudent, backbone: str, pixels: PixelRange, gelu: Gel
         put_mlp_head(network, gelu)
     network.load_state_dict({name: torch.from_numpy(weights) for name, weights in student.weights.items()})
     return network.eval()
-
-
-def _sha256(file: str) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -8,6 +8,7 @@ Such files come from strangers. Nothing in them is executed, not even what Keras
 as JSON, the weights as arrays of floats, and whatever a vit-keras student does not have is an error.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +96,9 @@ def _read(file: h5py.File, num_bytes: int) -> KerasStudent:
     found = dict(named_weights(root))
     sizes = read_dimensions(found, architecture)
     check_shapes(found, sizes)
-    if sum(dataset.nbytes for dataset in found.values()) > num_bytes:
-        raise NoStudentError(
-            "holds less than its weights would take"
-        )  # a few bytes that claim to be gigabytes of zeros
+    # A few bytes may claim to be gigabytes of zeros.
+    if sum(map(_bytes_to_read, found.values())) > num_bytes:
+        raise NoStudentError("holds less than its weights would take")
     return KerasStudent(
         weights=_timm_weights(found, sizes),
         image_size=sizes.image_size,
@@ -111,6 +111,11 @@ def _read(file: h5py.File, num_bytes: int) -> KerasStudent:
         head_gelu=architecture.head_gelu if architecture else None,
         layout="weights" if architecture is None else "model",
     )
+
+
+def _bytes_to_read(weight: h5py.Dataset) -> int:
+    """What HDF5 takes memory for: also for all of a chunk of which a weight is a small part."""
+    return max(weight.nbytes, math.prod(weight.chunks or ()) * weight.dtype.itemsize)
 
 
 def _timm_weights(found: Mapping[str, h5py.Dataset], sizes: Dimensions) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from shards.errors import UserError
 from shards.json_object import parse_json_object
 from shards.storage import LocalStorage, told_to_user
-from xmodal.models.convert import Conversion, convert
+from xmodal.models.convert import Conversion, convert, file_sha256
 from xmodal.models.download import download
 from xmodal.models.keras_file import UnfitFileError
 from xmodal.published import PublishedModel, models_folder, pull_command, pulled_folder
@@ -42,6 +42,11 @@ def pull(model: PublishedModel, *, url: str | None = None, file: str | None = No
             return _pull(model, url or model.url, file, folder)
 
 
+def download_name(model: PublishedModel, url: str) -> str:
+    """Of a download until it is converted; of each URL another: what lies there may be left of an earlier pull."""
+    return f"{model.name}-{hashlib.sha256(os.fsencode(url)).hexdigest()[:12]}.h5"
+
+
 def _pull(model: PublishedModel, url: str | None, given: str | None, folder: Path) -> Conversion | None:
     target = pulled_folder(model.name)
     known = _checksums(folder).get(model.name, {})
@@ -58,13 +63,13 @@ def _pull(model: PublishedModel, url: str | None, given: str | None, folder: Pat
         )
     work = folder / f".{model.name}"
     work.mkdir(exist_ok=True)
-    file = Path(given) if given else work / f"{model.name}.h5"
+    file = Path(given) if given else work / download_name(model, source)
     if not given and not file.exists():
         download(source, file)
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
     try:
-        checksum = _file_checksum(file)
+        checksum = file_sha256(file)
         if known and checksum != known.get("file"):
             raise UnfitFileError(
                 f"{source}: is not the file that was pulled before: SHA-256 {checksum}, then {known.get('file')}",
@@ -82,14 +87,6 @@ def _pull(model: PublishedModel, url: str | None, given: str | None, folder: Pat
     os.rename(made / model.name, target)
     shutil.rmtree(work)
     return done
-
-
-def _file_checksum(file: Path) -> str:
-    try:
-        with open(file, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}", "check the path") from error
 
 
 def _student_checksum(student: Path) -> str | None:

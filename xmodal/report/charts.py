@@ -205,7 +205,7 @@ def nice_ticks(low: float, high: float, num_steps: int) -> list[float]:
 
 
 def number_text(number: float) -> str:
-    """A number in at most about 7 characters: `0.25`, `5e-5`, `1.5k`, `2M`."""
+    """A number in at most about 7 characters: `0.25`, `5e-5`, `1500`, `20k`, `2M`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 10 * size or (abs(number) >= size and size > 1e3):
             return f"{number / size:.4g}{letter}"

@@ -136,7 +136,7 @@ def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
 def _benchmark_example(predictions: Predictions, images: str, place: int) -> Example:
     path = Path(images, predictions.paths[place])
     # The page is made to be shown to others: no file from elsewhere on this machine may come into it.
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(images)):
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(images)):
         raise UserError(
             f"{predictions.paths[place]}: lies outside of {images}",
             "give as `images` the folder that the predictions' paths start in",
