@@ -64,6 +64,18 @@ def launch(
     return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
+def launch_in_turn(launcher: str, runs: Sequence[Sequence[str]], folder: Path) -> str:
+    """Train several runs to their ends, one after another, by ranks that start and meet once; returns what they say.
+
+    Each is a list of arguments. A file in `folder` tells them to the ranks.
+    """
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs))
+    done = launch(launcher, [str(file)], "tests/training_program.py")
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def start(
     launcher: str, arguments: Sequence[str], program: str = "launch/train.py", **variables: str
 ) -> subprocess.Popen[str]:
