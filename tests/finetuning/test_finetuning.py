@@ -172,9 +172,9 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_bee
 
 
 def test_at_the_other_zero_stages_the_papers_head_learns_the_same(authors, bright, tmp_path):
-    for launcher, stage in (("torchrun", 0), ("deepspeed", 3)):
+    for launcher, stage in (("python", 0), ("deepspeed", 3)):
         zero = f"--train.deepspeed=configs/deepspeed/zero{stage}.json"
-        given = arguments(authors, bright, tmp_path / f"{stage}", "--num_folds=2", "--train.epochs=4", zero)
+        given = arguments(authors, bright, tmp_path / f"{stage}", "--num_folds=2", "--train.epochs=2", zero)
         done = launch(launcher, given, CROSSVAL)
         assert done.returncode == 0, done.stdout
     before = load_file(authors / "model.safetensors")
