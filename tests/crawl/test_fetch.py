@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace

@@ -11,7 +11,7 @@ from open_gate import OpenGate
 import xmodal
 from shards.errors import ConfigError
 from xmodal.crawl.config import FetchConfig
-from xmodal.crawl.fetch import fetch_in_order
+from xmodal.crawl.fetch import FetchResult, fetch_in_order
 
 
 def test_the_user_agent_says_who_asks(server):
