@@ -64,18 +64,6 @@ def launch(
     return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
-def launch_in_turn(launcher: str, runs: Sequence[Sequence[str]], folder: Path) -> str:
-    """Train several runs to their ends, one after another, by ranks that start and meet once; returns what they say.
-
-    Each is a list of arguments. A file in `folder` tells them to the ranks.
-    """
-    file = folder / "runs.json"
-    file.write_text(json.dumps(runs))
-    done = launch(launcher, [str(file)], "tests/training_program.py")
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 def start(
     launcher: str, arguments: Sequence[str], program: str = "launch/train.py", **variables: str
 ) -> subprocess.Popen[str]:
@@ -103,6 +91,19 @@ def wait_for_ranks(ranks: Sequence[subprocess.Popen[str]]) -> tuple[list[int], l
             process.kill()
             process.communicate()
     return [process.returncode for process in ranks], outputs
+
+
+def train_in_turn(num_ranks: int, runs: Sequence[Sequence[str]], folder: Path) -> list[str]:
+    """Train several runs to their ends, one after another, by ranks that start and meet once; returns what each says.
+
+    A run is a list of arguments; a file in `folder` tells them to the ranks.
+    """
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs))
+    ranks = start_ranks([[str(file)]] * num_ranks, "tests/training_program.py", PYTHONPATH=str(ROOT))
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [0] * num_ranks, outputs
+    return outputs
 
 
 def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]], since: float = 0.0) -> None:

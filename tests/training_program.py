@@ -1,4 +1,4 @@
-"""A rank that does several runs, one after another, in one process; under all launchers, as launch/train.py.
+"""A rank that does several runs, one after another, in one process.
 
     python training_program.py FILE
 
@@ -10,9 +10,6 @@ import logging
 import sys
 from pathlib import Path
 
-# A launcher runs this file by its path, with its own folder first on the path, not the project's.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from xmodal.config import load_config
 from xmodal.training.config import TrainConfig
 from xmodal.training.job import joined_ranks
@@ -21,6 +18,5 @@ from xmodal.training.train import train_within
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with joined_ranks(timeout=200) as ranks:
-        # DeepSpeed's launcher puts --local_rank=N before it.
-        for arguments in json.loads(Path(sys.argv[-1]).read_text()):
+        for arguments in json.loads(Path(sys.argv[1]).read_text()):
             train_within(load_config(TrainConfig, arguments, command="", description=""), ranks)

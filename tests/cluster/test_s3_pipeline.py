@@ -73,7 +73,7 @@ def test_a_dataset_and_a_view_on_s3_are_those_of_a_folder_and_train_a_student(
         launchers.settings(view, output, "--max_steps=4")
         for view, output in zip((VIEW, local_view), outputs, strict=True)
     ]
-    launchers.launch_in_turn("deepspeed", runs, tmp_path)
+    launchers.train_in_turn(2, runs, tmp_path)
     of_s3, of_folder = map(launchers.losses, outputs)
     assert of_s3 == of_folder
     assert len(of_s3) == 4

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from launchers import free_port, launch, launch_in_turn, settings
+from launchers import free_port, launch, settings, train_in_turn
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
@@ -32,7 +32,7 @@ def runs(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain, averaged = (
         settings(small_view, folder / name, "--epochs=2", "--optimizer.lr=1e-2") for name in ("plain", "averaged")
     )
-    launch_in_turn("python", [plain, [*averaged, "--optimizer.ema_decay=0.9"]], folder)
+    train_in_turn(1, [plain, [*averaged, "--optimizer.ema_decay=0.9"]], folder)
     return folder
 
 

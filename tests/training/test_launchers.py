@@ -14,12 +14,12 @@ from launchers import (
     TINY_MODEL_ARGS,
     free_port,
     launch,
-    launch_in_turn,
     losses,
     settings,
     start,
     start_command,
     steps,
+    train_in_turn,
     wait_for_ranks,
 )
 from safetensors.torch import load_file
@@ -62,7 +62,7 @@ def of_stage(view: Path, output: Path, stage: str, *more: str) -> list[str]:
 def by_two_ranks(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of two ranks lie, each in a folder by its ZeRO stage."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    launch_in_turn("deepspeed", [of_stage(small_view, folder / stage, stage) for stage in STAGES], folder)
+    train_in_turn(2, [of_stage(small_view, folder / stage, stage) for stage in STAGES], folder)
     return folder
 
 
@@ -84,8 +84,9 @@ def test_two_ranks_learn_what_one_learns(alone, by_two_ranks, stage):
     assert_same_run(by_two_ranks / stage, alone)
 
 
-def test_two_ranks_of_torchrun_learn_what_one_learns(alone, small_view, tmp_path):
-    done = launch("torchrun", of_stage(small_view, tmp_path, "2"))
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_two_ranks_of_a_launcher_learn_what_one_learns(alone, small_view, tmp_path, launcher):
+    done = launch(launcher, of_stage(small_view, tmp_path, "2"))
     assert done.returncode == 0, done.stdout
     assert_same_run(tmp_path, alone)
 
@@ -113,7 +114,7 @@ def test_a_compiled_student_learns_what_it_learns_as_it_is_and_keeps_the_names_o
 ):
     # Resumed without: neither the checkpoint nor the student knows of it.
     arguments = of_stage(small_view, tmp_path / "run", "2")
-    launch_in_turn("python", [[*arguments, "--compile=true", "--max_steps=5"], arguments], tmp_path)
+    train_in_turn(1, [[*arguments, "--compile=true", "--max_steps=5"], arguments], tmp_path)
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=3e-3)
     here, there = (load_file(output / "student" / "model.safetensors") for output in (tmp_path / "run", alone))
     assert here.keys() == there.keys()
@@ -124,7 +125,7 @@ def after_one_step(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Where runs of one step lie, each in a folder by its ZeRO stage."""
     folder = tmp_path_factory.mktemp("one-step")
     more = ("--max_steps=1", "--optimizer.lr=1e-2", "--optimizer.warmup_share=0", "--optimizer.weight_decay=0")
-    launch_in_turn("python", [of_stage(small_view, folder / stage, stage, *more) for stage in STAGES], folder)
+    train_in_turn(1, [of_stage(small_view, folder / stage, stage, *more) for stage in STAGES], folder)
     return folder
 
 
@@ -194,8 +195,8 @@ def test_a_run_is_resumed_with_other_settings_that_do_not_shape_the_student(smal
         "--micro_batch_size=8", "--stream.num_workers=1", "--stream.max_damaged_share=0.5",
         "--student.gradient_checkpointing=true",
     )  # fmt: skip
-    said = launch_in_turn(
-        "python",
+    (said,) = train_in_turn(
+        1,
         [
             settings(small_view, output, "--epochs=2", "--max_steps=9"),
             settings(f"{small_view}/", output, "--epochs=2", *others),
@@ -218,7 +219,7 @@ def test_a_run_that_is_beyond_max_steps_is_not_passed_off_as_one_of_so_many(alon
 
 def test_a_run_that_died_before_its_first_checkpoint_binds_the_next_one_to_nothing(small_view, tmp_path):
     run = settings(small_view, tmp_path / "run", "--max_steps=1", "--checkpoint_every_epochs=0")
-    launch_in_turn("python", [run, [*run, "--optimizer.lr=0.01"]], tmp_path)
+    train_in_turn(1, [run, [*run, "--optimizer.lr=0.01"]], tmp_path)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["lr"] == 0.01
 
 
@@ -290,6 +291,6 @@ def test_models_with_buffers_train_and_export(small_view, tmp_path):
         settings(small_view, tmp_path / name, f"--student.model={name}", f"--student.model_args={arguments}", *few)
         for name, arguments in WITH_BUFFERS.items()
     ]
-    launch_in_turn("python", runs, tmp_path)
+    train_in_turn(1, runs, tmp_path)
     for name in WITH_BUFFERS:
         assert timm.create_model(f"local-dir:{tmp_path / name}/student", pretrained=True).num_classes == 3
