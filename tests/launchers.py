@@ -93,19 +93,6 @@ def wait_for_ranks(ranks: Sequence[subprocess.Popen[str]]) -> tuple[list[int], l
     return [process.returncode for process in ranks], outputs
 
 
-def train_in_turn(num_ranks: int, runs: Sequence[Sequence[str]], folder: Path) -> list[str]:
-    """Train several runs to their ends, one after another, by ranks that start and meet once; returns what each says.
-
-    A run is a list of arguments; a file in `folder` tells them to the ranks.
-    """
-    file = folder / "runs.json"
-    file.write_text(json.dumps(runs))
-    ranks = start_ranks([[str(file)]] * num_ranks, "tests/training_program.py", PYTHONPATH=str(ROOT))
-    codes, outputs = wait_for_ranks(ranks)
-    assert codes == [0] * num_ranks, outputs
-    return outputs
-
-
 def wait_for_step(output: Path, step: int, ranks: Sequence[subprocess.Popen[str]], since: float = 0.0) -> None:
     """Wait until the run in `output` has done so many steps, whose last lines were written `since` then.
 
@@ -138,6 +125,19 @@ def start_command(command: Sequence[str], **variables: str) -> subprocess.Popen[
         text=True,
         start_new_session=True,
     )
+
+
+def train_in_turn(num_ranks: int, runs: Sequence[Sequence[str]], folder: Path) -> list[str]:
+    """Train several runs to their ends, one after another, by ranks that start and meet once; returns what each says.
+
+    A run is a list of arguments; a file in `folder` tells them to the ranks.
+    """
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs))
+    ranks = start_ranks([[str(file)]] * num_ranks, "tests/training_program.py", PYTHONPATH=str(ROOT))
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [0] * num_ranks, outputs
+    return outputs
 
 
 def losses(output: Path) -> list[float]:
