@@ -13,8 +13,7 @@ demo: setup
 
 test: setup
 	@# By files: what a file's tests share (a Ray, an S3 server) is started once. Most of the time is spent waiting.
-	@# Their order is that of tests/conftest.py.
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet . || { echo "lint: run '$(BIN)/ruff format .'"; exit 1; }

@@ -1,6 +1,5 @@
 """Fixtures that several folders share; being here, it also puts tests/ on the path, for the helpers beside it."""
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -19,24 +18,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # A busy machine may take long over any one example; the tests' own timeout is what ends those that hang.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
-
-
-COMPUTING, WAITING = ("finetuning", "training"), ("cluster", "labelling", "demo")
-"""Folders whose files take longest: with their processors, and with waiting."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the files that take longest done first, one that computes beside one that waits, and the small ones last:
-    then neither process of `make test` has nothing to do while the other is at a long one.
-    """
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    computing, waiting = (
-        [path for folder in folders for path in files if path.parent.name == folder] for folders in (COMPUTING, WAITING)
-    )
-    in_pairs = [path for pair in itertools.zip_longest(computing, waiting) for path in pair if path]
-    items[:] = [item for path in dict.fromkeys([*in_pairs, *files]) for item in files[path]]
 
 
 @pytest.fixture
