@@ -58,7 +58,7 @@ def main() -> None:
             plan = make_plan(arguments, size, folder)
             works.append(f"{size}: {prepare(plan, size, names, peers)}")
             check_same_work(plan, names, peers)
-            run_rounds(plan, size, results, 5 if arguments.quick else 9, peers)
+            run_rounds(plan, size, results, arguments.rounds or (5 if arguments.quick else 9), peers)
     work = (
         f"JPEGs to crops of 224 pixels in float32 batches of {arguments.batch_size}, {arguments.workers} workers, "
         f"one thread each, from the page cache; {'; '.join(works)}"
@@ -79,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", default=".", help="where to write the pictures: on the disk to read them from")
     parser.add_argument("--contenders", nargs="+", choices=(*OURS, *PEERS), default=[*OURS, *PEERS])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--rounds", type=int, help="instead of 9 (or 5)")
     parser.add_argument("--workers", type=int, default=2, help="processes of each contender")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--peers-environment", default=str(FOLDER / "loader"), help="folder of the peers' environment")

@@ -101,9 +101,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="five rounds instead of eleven")
     parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--rounds", type=int, help="instead of 11 (or 5)")
     parser.add_argument("--plot", help="folder for shuffle.svg")
     arguments = parser.parse_args()
-    rounds = 5 if arguments.quick else 11
+    rounds = arguments.rounds or (5 if arguments.quick else 11)
     sizes = shard_sizes()
     results: dict[str, dict[str, list[float]]] = {name: {} for name in CONTENDERS}
     for seed in range(rounds):

@@ -11,7 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from xmodal import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 LABEL = (sys.executable, "-m", "xmodal.cli", "label")
@@ -75,3 +78,11 @@ def assert_told_in_two_lines(done: "subprocess.CompletedProcess[str]", *words: s
     assert lines[0].startswith("xmodal: ")
     for word in words:
         assert word in lines[0]
+
+
+def assert_refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], complaint: str) -> None:
+    """In two lines, by `xmodal label` in this process, which needs not start first."""
+    assert cli.main(["label", *arguments]) == 2
+    first, _ = capsys.readouterr().err.splitlines()
+    assert first.startswith("xmodal: ")
+    assert complaint in first

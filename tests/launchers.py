@@ -135,6 +135,19 @@ def start_command(command: Sequence[str], **variables: str) -> subprocess.Popen[
     )
 
 
+def train_in_turn(num_ranks: int, runs: Sequence[Sequence[str]], folder: Path) -> list[str]:
+    """Train several runs to their ends, one after another, by ranks that start and meet once; returns what each says.
+
+    A run is a list of arguments; a file in `folder` tells them to the ranks.
+    """
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs))
+    ranks = start_ranks([[str(file)]] * num_ranks, "tests/training_program.py", PYTHONPATH=str(ROOT))
+    codes, outputs = wait_for_ranks(ranks)
+    assert codes == [0] * num_ranks, outputs
+    return outputs
+
+
 def losses(output: Path) -> list[float]:
     """The training loss of every step."""
     return [line["loss"] for line in steps(output)]

@@ -43,8 +43,8 @@ def test_the_benchmark_of_the_order_writes_its_report(tmp_path):
 
 
 def test_the_benchmark_of_shuffling_writes_its_report_and_draws_it(tmp_path):
-    report = run("shuffle.py", tmp_path, "--plot", ".")
-    assert {len(values) for figures in report["results"].values() for values in figures.values()} == {5}
+    report = run("shuffle.py", tmp_path, "--rounds", "2", "--plot", ".")
+    assert {len(values) for figures in report["results"].values() for values in figures.values()} == {2}
     results = {
         name: {figure: statistics.median(values) for figure, values in figures.items()}
         for name, figures in report["results"].items()
@@ -75,12 +75,12 @@ def test_the_benchmark_of_shuffling_writes_its_report_and_draws_it(tmp_path):
 
 def test_the_benchmark_of_loaders_checks_and_writes_its_report_without_the_peers(tmp_path):
     environment = tmp_path / "peers"
-    options = ["--contenders", "xmodal", "decode", "--sizes", "600x450", "--batch-size", "8"]
+    options = ["--contenders", "xmodal", "decode", "--sizes", "600x450", "--batch-size", "8", "--rounds", "2"]
     report = run("loader.py", tmp_path, *options, "--peers-environment", str(environment))
     assert list(report["results"]) == ["xmodal", "decode"]
     for figures in report["results"].values():
         assert list(figures) == ["images_per_second_600x450", "cpu_ms_per_image_600x450"]
-        assert all(len(values) == 5 and min(values) > 0 for values in figures.values())
+        assert all(len(values) == 2 and min(values) > 0 for values in figures.values())
     assert list(report["ratios"]) == ["xmodal / decode: images_per_second_600x450"]
     # 8 batches to begin with, 48 that are counted, 8 more that the workers may be ahead, of 8 each.
     assert "16 shards of 32," in report["work"]
@@ -91,7 +91,7 @@ def test_the_benchmark_of_loaders_checks_and_writes_its_report_without_the_peers
 
 def test_the_benchmark_of_crawling_checks_and_writes_its_report_without_the_peer(tmp_path):
     environment = tmp_path / "peers"
-    options = ["--contenders", "xmodal", "--cases", "originals", "checked", "--num-urls", "80"]
+    options = ["--contenders", "xmodal", "--cases", "originals", "checked", "--num-urls", "80", "--rounds", "2"]
     report = run("crawl.py", tmp_path, *options, "--peers-environment", str(environment))
     assert list(report["results"]) == ["xmodal"]
     figures = report["results"]["xmodal"]
@@ -100,7 +100,7 @@ def test_the_benchmark_of_crawling_checks_and_writes_its_report_without_the_peer
         for case in ("originals", "checked")
         for figure in ("images_per_second", "cpu_seconds_per_1000_images", "peak_mib")
     ]
-    assert {len(values) for values in figures.values()} == {5}
+    assert {len(values) for values in figures.values()} == {2}
     assert min(figures["images_per_second_originals"]) > 0
     assert min(figures["peak_mib_checked"]) > 0
     assert report["ratios"] == {}
@@ -120,10 +120,10 @@ def test_the_benchmark_of_label_memory_tells_of_every_kind_of_process(tmp_path, 
 
 
 def test_the_benchmark_of_teachers_checks_and_writes_its_report_with_a_made_model(tmp_path):
-    report = run("teach.py", tmp_path, "--threads", "1")
+    report = run("teach.py", tmp_path, "--threads", "1", "--num-texts", "300", "--rounds", "2")
     assert list(report["results"])[:2] == ["pipeline fp32", "xmodal fp32"]
-    assert all(len(figures["texts_per_second"]) == 5 for figures in report["results"].values())
-    assert report["work"].startswith("1000 distinct texts made of random words, made model")
+    assert all(len(figures["texts_per_second"]) == 2 for figures in report["results"].values())
+    assert report["work"].startswith("300 distinct texts made of random words, made model")
     assert report["results"]["xmodal fp32"]["largest_difference"][0] < 1e-4
     assert 0 < report["results"]["xmodal fp32"]["padding_percent"][0] < 10
     assert "xmodal fp32 / pipeline fp32: texts_per_second" in report["ratios"]

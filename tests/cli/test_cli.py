@@ -208,12 +208,9 @@ def test_a_shard_that_cannot_be_indexed_is_told_and_the_others_are_indexed(tmp_p
         (("verify", "x", "--quick"), "--quick: no such setting"),
     ],
 )
-def test_a_mistake_in_asking_for_shards_is_told_in_two_lines(arguments, complaint):
-    done = xmodal("shards", *arguments)
-    assert done.returncode == 2, done.stdout
-    lines = done.stderr.splitlines()
-    assert len(lines) == 2, done.stderr
-    assert complaint in lines[0]
+def test_a_mistake_in_asking_for_shards_is_told_in_two_lines(arguments, complaint, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert_two_lines(cli.main(["shards", *arguments]), capsys.readouterr().err, complaint)
 
 
 def test_an_unknown_verb_is_told_in_two_lines():

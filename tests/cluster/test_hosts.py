@@ -59,7 +59,7 @@ def test_ranks_whose_link_is_cut_say_whom_they_lost_and_started_again_they_end_a
     view = make_view(tmp_path, num_samples=180)
     output, logs = tmp_path / "run", tmp_path / "logs"
     more = (
-        *("--epochs=60", "--max_steps=400", "--checkpoint_every_epochs=0", "--checkpoint_every_steps=20"),
+        *("--epochs=60", "--max_steps=200", "--checkpoint_every_epochs=0", "--checkpoint_every_steps=20"),
         f"--peer_timeout={PEER_TIMEOUT}",
     )
     arguments = settings(view, output, *more)
@@ -82,7 +82,7 @@ def test_ranks_whose_link_is_cut_say_whom_they_lost_and_started_again_they_end_a
     ssh_hosts.wait_until_reachable(hosts.first, "host2")
     (code,), (told,) = wait_for_ranks([hosts.start(arguments)])
     assert code == 0, told
-    assert f"resuming at step {newest} of 400" in told
+    assert f"resuming at step {newest} of 200" in told
     unbroken = tmp_path / "unbroken"
     codes, outputs = wait_for_ranks(start_ranks([settings(view, unbroken, *more)] * 2))
     assert codes == [0, 0], outputs

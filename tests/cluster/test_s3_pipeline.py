@@ -68,14 +68,15 @@ def test_a_dataset_and_a_view_on_s3_are_those_of_a_folder_and_train_a_student(
     again = run("label", [*label_arguments, f"--dataset={DATASET}"], variables)
     assert "3 (3 were there before)" in again
 
-    losses = []
-    for number, view in enumerate((VIEW, local_view)):
-        output = tmp_path / f"run{number}"
-        done = launchers.launch("deepspeed", launchers.settings(view, output, "--max_steps=4"))
-        assert done.returncode == 0, done.stdout
-        losses.append(launchers.losses(output))
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 4
+    outputs = [tmp_path / "run-s3", tmp_path / "run-folder"]
+    runs = [
+        launchers.settings(view, output, "--max_steps=4")
+        for view, output in zip((VIEW, local_view), outputs, strict=True)
+    ]
+    launchers.train_in_turn(2, runs, tmp_path)
+    of_s3, of_folder = map(launchers.losses, outputs)
+    assert of_s3 == of_folder
+    assert len(of_s3) == 4
 
 
 def test_a_view_on_s3_of_a_dataset_in_a_folder_leads_to_it_from_everywhere(variables, tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 import asyncio
-import random
 import socket
 import time
-import tracemalloc
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,38 +8,14 @@ from dataclasses import replace
 import made_pictures as made
 import pytest
 import web_server as web
+from fetching import CONFIG, JPEG, PICTURES, fetch, fetch_one
 from open_gate import OpenGate
 
-import xmodal
 from shards.errors import ConfigError
 from xmodal.crawl import fetch as fetch_module
 from xmodal.crawl.config import FetchConfig
 from xmodal.crawl.fetch import FetchResult, fetch_in_order
 from xmodal.crawl.pictures import PictureConfig
-
-CONFIG = FetchConfig(
-    max_tries=3,
-    backoff_seconds=0.01,
-    connect_seconds=5,
-    total_seconds=10,
-    max_bytes=200_000,
-    allow_networks=["127.0.0.0/8"],
-)
-PICTURES = PictureConfig()
-JPEG = made.jpeg()
-
-
-def fetch(urls: list[str], config: FetchConfig = CONFIG) -> list[FetchResult]:
-    async def collect() -> list[FetchResult]:
-        return [result async for result in fetch_in_order(urls, config, PICTURES, OpenGate())]
-
-    return asyncio.run(collect())
-
-
-def fetch_one(url: str, config: FetchConfig = CONFIG) -> FetchResult:
-    (result,) = fetch([url], config)
-    assert result.url == url
-    return result
 
 
 @pytest.fixture
@@ -277,13 +251,6 @@ def test_results_come_in_the_order_of_the_urls(server):
     assert [result.picture.content for result in results] == [made.jpeg(seed=number) for number in range(20)]
 
 
-def test_no_more_requests_are_open_than_configured(server):
-    answer = web.after(0.05, web.content(JPEG))
-    urls = [server.answer(f"{number}.jpg", answer) for number in range(30)]
-    assert all(result.picture for result in fetch(urls, replace(CONFIG, max_concurrent=3)))
-    assert server.most_open_requests <= 3
-
-
 def test_one_url_may_be_fetched_many_times(server):
     url = server.answer("a.jpg", web.content(JPEG))
     assert all(result.picture for result in fetch([url] * 10))
@@ -291,58 +258,6 @@ def test_one_url_may_be_fetched_many_times(server):
 
 def test_no_urls_are_no_results():
     assert fetch([]) == []
-
-
-def test_one_may_stop_in_the_middle_and_the_rest_is_not_fetched(server):
-    urls = [server.answer(f"{number}.jpg", web.after(0.05, web.content(JPEG))) for number in range(100)]
-
-    async def first() -> FetchResult:
-        results = fetch_in_order(urls, replace(CONFIG, max_concurrent=2), PICTURES, OpenGate())
-        result = await anext(results)
-        await results.aclose()
-        return result
-
-    assert asyncio.run(first()).picture
-    assert server.requests.total() < 10
-
-
-def test_memory_is_bound_by_the_requests_in_flight_not_by_the_number_of_urls(server):
-    body = made.encode(made.pixels(900, 900), "BMP")  # 2.4 MB
-    url = server.answer("a.bmp", web.content(body))
-    config = replace(CONFIG, max_concurrent=1, max_bytes=10_000_000)
-
-    async def peak_bytes(num_urls: int) -> int:
-        tracemalloc.start()
-        try:
-            async for _ in fetch_in_order([url] * num_urls, config, PictureConfig(max_side=32), OpenGate()):
-                pass
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    assert asyncio.run(peak_bytes(12)) < asyncio.run(peak_bytes(4)) + 2 * len(body)
-
-
-def test_the_user_agent_says_who_asks(server):
-    agents = []
-
-    def note(handler):
-        agents.append(handler.headers["User-Agent"])
-        web.content(JPEG)(handler)
-
-    fetch_one(server.answer("a.jpg", note), replace(CONFIG, contact="https://example.org"))
-    assert agents == [f"xmodal/{xmodal.__version__} (+https://example.org)"]
-
-
-def test_cookies_are_not_kept(server):
-    cookies = []
-
-    def note(handler):
-        cookies.append(handler.headers["Cookie"])
-        web.status(500, **{"Set-Cookie": "who=you"})(handler)
-
-    fetch_one(server.answer("a.jpg", note))
-    assert cookies == [None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -363,48 +278,6 @@ def test_as_many_redirects_are_followed_as_the_config_says(server, max_redirects
     url = server.answer("first.jpg", web.redirect("/second.jpg"))
     result = fetch_one(url, replace(CONFIG, max_redirects=max_redirects))
     assert (result.picture is not None) == followed
-
-
-@pytest.mark.parametrize(
-    ("headers", "is_fetched"),
-    [
-        (["noai"], False),
-        (["noindex, NoImageAI"], False),
-        (["noindex", "xmodal: noai"], False),
-        (["otherbot: noai"], True),
-        (["noindex"], True),
-    ],
-)
-def test_who_opts_out_is_left_out_before_the_body_is_read(server, headers, is_fetched):
-    reached_end = []
-
-    def send(handler):
-        handler.send_response(200)
-        for header in headers:
-            handler.send_header("X-Robots-Tag", header)
-        # More than any buffer on the way holds.
-        handler.send_header("Content-Length", str(30_000_000))
-        handler.end_headers()
-        for _ in range(30):
-            handler.wfile.write(bytes(1_000_000))
-        reached_end.append(True)
-
-    url = server.answer("a.jpg", send)
-    config = replace(CONFIG, max_bytes=30_000_000)
-    expected = FetchResult(url=url, reason="not_an_image" if is_fetched else "opted_out", http_status=200, tries=1)
-    assert fetch_one(url, config) == expected
-    assert bool(reached_end) == is_fetched
-    assert fetch_one(url, replace(config, obey_opt_out=False)).reason == "not_an_image"
-
-
-def test_who_opts_out_where_it_redirects_is_left_out_too(server):
-    server.answer("b.jpg", web.content(JPEG))
-
-    def send(handler):
-        handler.send_head(302, {"Location": "/b.jpg", "X-Robots-Tag": "noai", "Content-Length": "0"})
-
-    assert fetch_one(server.answer("a.jpg", send)).reason == "opted_out"
-    assert server.requests == {"/a.jpg": 1}
 
 
 @pytest.mark.parametrize(
@@ -436,115 +309,6 @@ def test_no_packed_body_is_asked_for(server):
     assert asked == ["identity"]
 
 
-def test_between_two_tries_it_waits_as_drawn(server, monkeypatch):
-    monkeypatch.setattr(random, "random", lambda: 0.9)
-    url = server.answer("a.jpg", web.in_turn(web.status(500), web.status(500), web.content(JPEG)))
-    start = time.monotonic()
-    assert fetch_one(url, replace(CONFIG, backoff_seconds=10, max_backoff_seconds=0.4)).picture
-    assert time.monotonic() - start >= 2 * 0.9 * 0.4
-
-
-def test_a_picture_has_so_much_time_for_all_of_its_tries(server):
-    url = server.answer("a.jpg", web.hang)
-    start = time.monotonic()
-    result = fetch_one(url, replace(CONFIG, max_tries=1000, total_seconds=0.5, max_seconds_per_picture=1.2))
-    assert (result.reason, result.retryable) == ("timeout", True)
-    assert 2 <= result.tries <= 4
-    assert 1.2 <= time.monotonic() - start < 10
-
-
-def test_a_server_that_says_nothing_is_given_up_before_the_time_of_a_try(server):
-    url = server.answer("a.jpg", web.hang)
-    start = time.monotonic()
-    assert fetch_one(url, replace(CONFIG, max_tries=1, idle_seconds=0.5, total_seconds=60)).reason == "timeout"
-    assert time.monotonic() - start < 20
-
-
-def test_a_slow_chain_of_redirects_has_the_time_of_one_try(server):
-    for number in range(5):
-        server.answer(f"{number}.jpg", web.after(0.5, web.redirect(f"/{number + 1}.jpg")))
-    result = fetch_one(server.base_url + "0.jpg", replace(CONFIG, max_tries=1, total_seconds=1.2))
-    assert (result.reason, result.tries) == ("timeout", 1)
-    assert server.requests.total() < 5
-
-
-def test_pictures_behind_a_slow_one_wait_on_disk_and_come_in_order(server, monkeypatch):
-    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 3 * len(JPEG))
-    urls = [server.answer("slow.jpg", web.after(1, web.content(JPEG)))]
-    pictures = [made.jpeg(seed=number) for number in range(20)]
-    urls += [server.answer(f"{number}.jpg", web.content(picture)) for number, picture in enumerate(pictures)]
-    results = fetch(urls)
-    assert [result.picture.content for result in results] == [JPEG, *pictures]
-
-
-def test_pictures_behind_a_slow_one_take_no_memory_beyond_the_limit(server, monkeypatch):
-    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 1 << 20)
-    noise = random.Random(0)
-    picture = made.jpeg() + noise.randbytes(1 << 20)  # what follows its end is kept
-    urls = [server.answer("slow.jpg", web.after(6, web.content(JPEG)))]
-    urls += [server.answer(f"{number}.jpg", web.content(picture)) for number in range(60)]
-    config = replace(CONFIG, max_bytes=1 << 22, max_concurrent=4)
-    held = 0
-
-    async def collect() -> None:
-        nonlocal held
-        results = fetch_in_order(urls, config, PICTURES, OpenGate())
-        first = await anext(results)
-        held = tracemalloc.get_traced_memory()[0]
-        assert first.picture.content == JPEG
-        assert [result.picture.content == picture async for result in results] == [True] * 60
-
-    tracemalloc.start()
-    try:
-        asyncio.run(collect())
-    finally:
-        tracemalloc.stop()
-    assert server.requests.total() == 61
-    assert held < 20 << 20
-
-
-def test_no_permit_of_a_host_is_held_while_nobody_takes_what_is_fetched(server, monkeypatch):
-    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 3 * len(JPEG))
-    held = 0
-
-    class Counting(OpenGate):
-        async def enter(self, host: str) -> None:
-            nonlocal held
-            held += 1
-
-        async def leave(self, host: str, *, answered: bool | None, retry_after: float | None = None) -> bool:
-            nonlocal held
-            held -= 1
-            return True
-
-    urls = [server.answer(f"{number}.jpg", web.after(0.05, web.content(JPEG))) for number in range(40)]
-
-    async def collect() -> None:
-        results = fetch_in_order(urls, replace(CONFIG, max_concurrent=2), PICTURES, Counting())
-        await anext(results)
-        while held:
-            await asyncio.sleep(0.05)
-        assert server.requests.total() < 40
-        assert len([one async for one in results]) == 39
-
-    asyncio.run(asyncio.wait_for(collect(), 60))
-
-
-def test_a_name_with_the_dot_that_may_end_it_is_the_same_host_to_the_gate(server):
-    hosts = []
-
-    class Listing(OpenGate):
-        async def enter(self, host: str) -> None:
-            hosts.append(host)
-
-    async def collect() -> None:
-        url = server.answer("a.jpg", web.content(JPEG)).replace("127.0.0.1", "localhost.")
-        _ = [one async for one in fetch_in_order([url], replace(CONFIG, max_tries=1), PICTURES, Listing())]
-
-    asyncio.run(collect())
-    assert hosts == ["localhost"]
-
-
 def test_by_the_header_alone_a_picture_is_kept_unread(server):
     cut_off = made.jpeg(400, 300)[:-300]
     config = PictureConfig(check="header", hashes=False)
@@ -556,47 +320,6 @@ def test_by_the_header_alone_a_picture_is_kept_unread(server):
     kept, refused = asyncio.run(collect())
     assert (kept.picture.content, kept.picture.width, kept.picture.sha256) == (cut_off, 400, "")
     assert refused.reason == "not_an_image"
-
-
-@pytest.mark.parametrize(
-    "contact", ["https://example.org/crawl", "http://example.org:8080/~me/?a=b&c=d", "crawl@example.org", "a+b@c-d.org"]
-)
-def test_a_contact_is_a_web_page_or_a_mail_address(contact):
-    assert FetchConfig(contact=contact).user_agent == f"xmodal/{xmodal.__version__} (+{contact})"
-
-
-@pytest.mark.parametrize(
-    "contact",
-    [
-        *("me", "https://", "ftp://example.org", "a b@example.org", "https://example.org/ and more", "a@b@c"),
-        *("https://example.org\r\nX-Evil: 1", "a@b\n", "https://example.org/)", "https://example.org/(", "a@b\\"),
-        *("https://ex\u00e4mple.org", "a@b\x00", "a@b\x7f"),
-    ],
-)
-def test_a_contact_that_would_break_the_header_is_refused(contact):
-    with pytest.raises(ConfigError, match="contact: "):
-        FetchConfig(contact=contact)
-
-
-def test_without_a_contact_the_user_agent_is_the_name_alone():
-    assert FetchConfig().user_agent == f"xmodal/{xmodal.__version__}"
-
-
-def test_what_is_fetched_faster_than_it_is_taken_waits_for_that_and_goes_through_no_disk(server, monkeypatch):
-    monkeypatch.setattr("xmodal.crawl.fetch._MAX_WAITING_BYTES", 40 * len(JPEG))
-    url = server.answer("a.jpg", web.content(JPEG))
-
-    async def requests_of_the_slow() -> int:
-        results = fetch_in_order([url] * 500, replace(CONFIG, max_concurrent=4), PICTURES, OpenGate())
-        assert (await anext(results)).picture
-        await asyncio.sleep(2)
-        num_requests = server.requests.total()
-        assert [result.picture.content async for result in results] == [JPEG] * 499
-        return num_requests
-
-    # Half of the memory, and what was under way.
-    assert asyncio.run(requests_of_the_slow()) <= 20 + 2 * 4
-    assert server.requests.total() == 500
 
 
 @pytest.mark.parametrize(

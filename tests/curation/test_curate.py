@@ -1,15 +1,14 @@
 import io
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from curated_posts import config_of, files_of, first_posts, second_posts, split_of_keys
 from curation_pictures import (
     NEGATIVE,
-    NEUTRAL,
     POSITIVE,
     photo,
     photo_bytes,
@@ -24,7 +23,6 @@ from shards.errors import UserError
 from shards.storage import LocalStorage
 from shards.tombstones import Tombstones, record_tombstones
 from shards.view import SPLITS, open_view, read_beside
-from shards.writer import write_shard
 from xmodal.cli import main
 from xmodal.config import known_keys, load_config
 from xmodal.crawl.pictures import PictureConfig
@@ -38,66 +36,6 @@ from xmodal.curation.config import (
 from xmodal.curation.curate import curate
 
 ROOT = Path(__file__).parent.parent.parent
-UNSURE = (0.35, 0.3, 0.35)
-
-
-def first_posts():
-    """Two shards: three posts with a picture each, one with two, one of them in the benchmark."""
-    return [
-        [
-            *post_samples("a1", POSITIVE, photo_bytes(1)),
-            *post_samples("a2", NEGATIVE, photo_bytes(2), photo_bytes(3)),
-        ],
-        [
-            *post_samples("a3", NEUTRAL, photo_bytes(4)),
-            # The first is in the benchmark, as another encoding; the second is not.
-            *post_samples("a4", POSITIVE, photo_bytes(5), photo_bytes(6)),
-        ],
-    ]
-
-
-def second_posts():
-    """One shard: an exact copy, a larger near copy, an unsure post, and a post of its own."""
-    return [
-        [
-            *post_samples("b1", POSITIVE, photo_bytes(1)),
-            *post_samples("b2", NEGATIVE, photo_bytes(2, width=480, height=360)),
-            *post_samples("b3", UNSURE, photo_bytes(7)),
-            *post_samples("b4", POSITIVE, photo_bytes(8)),
-        ]
-    ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The datasets `one` and `two`, and a benchmark with a picture of the post a4."""
-    folder = tmp_path_factory.mktemp("curate")
-    write_dataset(folder / "one", first_posts())
-    write_dataset(folder / "two", second_posts())
-    write_benchmark(folder / "bench", {"x.webp": encode(photo(5), "WEBP", quality=60), "y.jpg": photo_bytes(99)})
-    return folder
-
-
-def config_of(folder: Path, view: Path, **settings) -> CurateConfig:
-    return CurateConfig(
-        **{
-            "datasets": [str(folder / "one"), str(folder / "two")],
-            "view": str(view),
-            "benchmarks": [str(folder / "bench" / "benchmark.yaml")],
-            "confidence": ConfidenceConfig(negative=0.5, neutral=0.5, positive=0.5),
-            "split": SplitConfig(train=0.5, val=0.25, test=0.25),
-            **settings,
-        }
-    )
-
-
-def split_of_keys(view: Path) -> dict[str, str]:
-    table = open_view(str(view)).table
-    return dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
-
-
-def files_of(view: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in view.iterdir()}
 
 
 def test_every_step_leaves_what_it_should_and_is_counted(folder, tmp_path):
@@ -343,86 +281,10 @@ def test_balancing_without_one_of_the_classes_is_warned_of(folder, tmp_path, cap
     assert "no sample left that is neutral" in caplog.text
 
 
-def test_a_view_that_cannot_be_written_is_told_before_anything_is_read(tmp_path):
-    (tmp_path / "file").touch()
-    config = CurateConfig(datasets=[f"{tmp_path}/none"], view=str(tmp_path / "file" / "view"))
-    with pytest.raises(UserError, match=f"{tmp_path}/file is a file"):
-        curate(config)
-
-
 def test_a_ray_cluster_is_not_asked_for_where_nothing_is_searched(folder, tmp_path):
     settings = {"near_duplicates": False, "split": SplitConfig(train=1, val=0, test=0)}
     config = config_of(folder, tmp_path / "view", **settings, ray_address="127.0.0.1:9")
     assert curate(config).splits["train"] == 6
-
-
-def test_a_missing_dataset_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}/none: no such folder"):
-        curate(CurateConfig(datasets=[f"{tmp_path}/none"], view=str(tmp_path / "view")))
-
-
-def test_an_unfinished_dataset_is_named(tmp_path):
-    storage = LocalStorage(tmp_path / "begun", create=True)
-    write_shard(storage, "000000", post_samples("p1", POSITIVE, photo_bytes(1)))
-    with pytest.raises(UserError, match=r"begun: no dataset\.json, so this dataset is not finished"):
-        curate(CurateConfig(datasets=[str(tmp_path / "begun")], view=str(tmp_path / "view")))
-
-
-def test_a_dataset_without_samples_is_named(tmp_path):
-    dataset = write_dataset(tmp_path / "empty", [[]])
-    with pytest.raises(UserError, match=r"empty.*: no samples"):
-        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
-
-
-def test_a_dataset_that_was_not_labelled_is_named_with_the_missing_fields(tmp_path):
-    samples = post_samples("p1", POSITIVE, photo_bytes(1))
-    del samples[0].fields["pdq"], samples[0].fields["soft_label"]
-    dataset = write_dataset(tmp_path / "foreign", [samples])
-    with pytest.raises(
-        UserError, match=r"foreign/000000\.tar: samples without soft_label, .*; pdq, needed for near_duplicates"
-    ):
-        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
-
-
-def test_a_dataset_that_was_labelled_without_hashes_is_refused(tmp_path):
-    samples = [*post_samples("p1", POSITIVE, photo_bytes(1)), *post_samples("p2", POSITIVE, photo_bytes(2))]
-    samples[1].fields.update(sha256="", pdq="")
-    dataset = write_dataset(tmp_path / "bare", [samples])
-    with pytest.raises(UserError, match=r"bare/000000\.tar: samples without sha256, .*exact") as caught:
-        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
-    assert "pictures.hashes" in caught.value.remedy
-
-
-def test_a_sample_without_a_soft_label_among_others_is_refused(tmp_path):
-    samples = [*post_samples("p1", POSITIVE, photo_bytes(1)), *post_samples("p2", POSITIVE, photo_bytes(2))]
-    samples[1].fields["soft_label"] = None
-    dataset = write_dataset(tmp_path / "foreign", [samples])
-    with pytest.raises(UserError, match=r"foreign/000000\.tar: samples without soft_label"):
-        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
-
-
-def test_a_shard_that_is_gone_is_named(tmp_path):
-    dataset = write_dataset(tmp_path / "one", first_posts())
-    (tmp_path / "one" / "000001.tar").unlink()
-    with pytest.raises(UserError, match=r"one/000001\.tar: this shard of the dataset is not there"):
-        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
-
-
-def test_an_index_of_another_tar_of_the_same_size_is_not_believed(tmp_path):
-    one, other = (
-        write_dataset(tmp_path / name, [post_samples(name, POSITIVE, photo_bytes(1))]) for name in ("aa", "bb")
-    )
-    assert Path(one, "000000.tar").stat().st_size == Path(other, "000000.tar").stat().st_size
-    Path(one, "000000.parquet").write_bytes(Path(other, "000000.parquet").read_bytes())
-    with pytest.raises(UserError, match=r"aa/000000\.tar: not the shard that dataset\.json was written for"):
-        curate(CurateConfig(datasets=[one], view=str(tmp_path / "view")))
-
-
-def test_a_recipe_that_leaves_no_sample_says_after_which_step(folder, tmp_path):
-    strict = ConfidenceConfig(negative=0.99, neutral=0.99, positive=0.99)
-    with pytest.raises(UserError, match="no sample is left after confidence"):
-        curate(config_of(folder, tmp_path / "view", confidence=strict))
-    assert not (tmp_path / "view").exists()
 
 
 def test_a_cap_leaves_so_many_of_each_class_and_undersampling_as_many_as_the_smallest_has(folder, tmp_path):
@@ -499,163 +361,6 @@ def test_near_duplicates_of_other_classes_are_listed_beside_the_view(folder, tmp
     ]
     assert rows[0]["spread"] == pytest.approx(0.85)
     assert b"1 groups of near duplicates, 1 (100.0%)" in read_beside(view, "conflict_figure")
-
-
-def foreign_shards(folder: Path, *, with_hashes: bool) -> str:
-    """Tars made by another tool: no dataset.json. Returns a pattern of them."""
-    storage = LocalStorage(folder, create=True)
-    for number in range(2):
-        samples = [
-            *post_samples(f"f{number}", POSITIVE, photo_bytes(40 + number)),
-            *post_samples(f"g{number}", NEGATIVE, photo_bytes(50)),
-        ]
-        for sample in samples:
-            known = {"soft_label": sample.fields["soft_label"]}
-            hashes = {name: sample.fields[name] for name in ("sha256", "pdq", "post_id", "width", "height")}
-            sample.fields.clear()
-            sample.fields.update(known | (hashes if with_hashes else {}))
-        write_shard(storage, f"{number:05d}", samples)
-    return f"{folder}/{{00000..00001}}.tar"
-
-
-def test_an_indexed_webdataset_of_somebody_elses_is_curated_with_others(folder, tmp_path):
-    foreign = foreign_shards(tmp_path / "foreign", with_hashes=True)
-    curate(config_of(folder, tmp_path / "view", datasets=[str(folder / "one"), foreign]))
-    assert set(split_of_keys(tmp_path / "view")) == {"a1-0", "a2-0", "a2-1", "a3-0", "f0-0", "f1-0", "g0-0"}
-    view = open_view(str(tmp_path / "view"))
-    assert view.datasets[1].url == str(tmp_path / "foreign")
-    row = next(row for row in view.table.to_pylist() if row["key"] == "g0-0")
-    content = view.datasets[1].read_range(row["shard"], row["image_offset"], row["image_length"])
-    assert content == photo_bytes(50)
-
-
-def test_a_webdataset_needs_no_field_that_no_step_asks_for(tmp_path):
-    foreign = foreign_shards(tmp_path / "foreign", with_hashes=False)
-    bare = {
-        "datasets": [foreign],
-        "view": str(tmp_path / "view"),
-        "exact_duplicates": False,
-        "near_duplicates": False,
-        "split": SplitConfig(train=1, val=0, test=0),
-    }
-    assert curate(CurateConfig(**bare)).splits == {"train": 4, "val": 0, "test": 0}
-    for needed, steps, settings in (
-        ("sha256", "exact_duplicates", {"exact_duplicates": True}),
-        ("pdq", "near_duplicates", {"near_duplicates": True}),
-        ("post_id", "split", {"split": SplitConfig(drop_leaks=False)}),
-        ("pdq", r"split\.drop_leaks", {"split": SplitConfig()}),
-        ("pdq", "conflicts", {"conflicts": True}),
-    ):
-        with pytest.raises(UserError, match=rf"foreign/00000\.tar: samples without .*{needed}, needed for {steps}"):
-            curate(CurateConfig(**bare | settings))
-
-
-def test_a_folder_of_tars_made_elsewhere_is_told_how_to_name_them(tmp_path):
-    foreign_shards(tmp_path / "foreign", with_hashes=True)
-    with pytest.raises(UserError, match=r"foreign: no dataset\.json") as caught:
-        curate(CurateConfig(datasets=[str(tmp_path / "foreign")], view=str(tmp_path / "view")))
-    assert f"{tmp_path}/foreign/{{00000..00099}}.tar" in caught.value.remedy
-
-
-def test_a_tar_without_pictures_among_others_holds_no_sample_and_is_no_error(tmp_path):
-    foreign_shards(tmp_path / "foreign", with_hashes=True)
-    write_shard(LocalStorage(tmp_path / "foreign"), "00002", [])
-    pattern = f"{tmp_path}/foreign/{{00000..00002}}.tar"
-    summary = curate(CurateConfig(datasets=[pattern], view=str(tmp_path / "view"), near_duplicates=False))
-    assert summary.funnel[0].samples == 4
-    assert open_view(str(tmp_path / "view")).shards["shard"].to_pylist() == ["00000.tar", "00001.tar"]
-
-
-def test_a_dataset_that_forgot_somebody_goes_with_one_that_knows_no_posts(folder, tmp_path):
-    one = write_dataset(tmp_path / "one", first_posts())
-    foreign = foreign_shards(tmp_path / "foreign", with_hashes=False)
-    bare = {"exact_duplicates": False, "near_duplicates": False, "split": SplitConfig(train=1, val=0, test=0)}
-    config = CurateConfig(datasets=[one, foreign], view=str(tmp_path / "view"), **bare)
-    record_tombstones(LocalStorage(one), Tombstones(post_ids=frozenset({"a2"})), reason="", recorded_at="2024-01-01")
-    summary = curate(config)
-    assert [(step.step, step.samples) for step in summary.funnel] == [("labelled", 10), ("forgotten", 8)]
-    asked = Tombstones(post_ids=frozenset({"f0"}))
-    record_tombstones(LocalStorage(tmp_path / "foreign"), asked, reason="", recorded_at="2024-01-01")
-    with pytest.raises(UserError, match=r"foreign/00000\.tar: samples without post_id, needed for forgotten posts"):
-        curate(config)
-
-
-@pytest.mark.parametrize("index", ["lost", "another tar's"])
-def test_a_webdataset_without_an_index_is_told_how_to_get_one(tmp_path, index):
-    foreign = foreign_shards(tmp_path / "foreign", with_hashes=True)
-    (tmp_path / "foreign" / "00001.parquet").unlink()
-    if index == "another tar's":
-        shutil.copy(tmp_path / "foreign" / "00000.parquet", tmp_path / "foreign" / "00001.parquet")
-        with open(tmp_path / "foreign" / "00001.tar", "ab") as tar:
-            tar.write(bytes(10240))
-    with pytest.raises(UserError, match=r"00001\.tar: has no index") as caught:
-        curate(CurateConfig(datasets=[foreign], view=str(tmp_path / "view")))
-    assert caught.value.remedy == f"run `xmodal shards index {tmp_path}/foreign`"
-
-
-def test_a_shard_that_a_pattern_names_and_that_is_not_there_is_told(tmp_path):
-    foreign_shards(tmp_path / "foreign", with_hashes=True)
-    pattern = f"{tmp_path}/foreign/{{00000..00002}}.tar"
-    with pytest.raises(UserError, match=r"00002\.tar: this shard of the dataset is not there"):
-        curate(CurateConfig(datasets=[pattern], view=str(tmp_path / "view")))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("soft_label", [0.5, 0.5]),
-        ("soft_label", ["a", "b", "c"]),
-        ("soft_label", [5, 5, 90]),
-        ("soft_label", [-3.0, 1.0, 2.5]),
-        ("soft_label", [0.5, 0.3, 0.1]),
-        ("sha256", "00"),
-        ("sha256", 5),
-        ("pdq", "x" * 64),
-        ("pdq", [1, 2, 3]),
-        ("width", "wide"),
-    ],
-)
-def test_a_field_that_is_not_as_it_should_be_is_told_with_its_shard(tmp_path, field, value):
-    samples = post_samples("p1", POSITIVE, photo_bytes(1))
-    samples[0].fields[field] = value
-    dataset = write_dataset(tmp_path / "odd", [samples])
-    with pytest.raises(UserError, match=r"odd/000000\.tar: a field is not as"):
-        curate(CurateConfig(datasets=[dataset], view=str(tmp_path / "view")))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "what"),
-    [
-        (["--datasets", "[]"], "datasets: [] must name at least one dataset"),
-        (["--datasets", "[{dataset: ''}]"], "datasets: [''] must name at least one dataset"),
-        (["--datasets", "[{confidence: {}}]"], "datasets[0].dataset: not given"),
-        (["--datasets", "[one, 3]"], "datasets[1]: 3 is not a section"),
-        (
-            ["--datasets", "[{dataset: one, confidence: {positive: 1}}]"],
-            "datasets[0].confidence.positive: 1.0 is out of range [0, 1)",
-        ),
-        (
-            ["--datasets", "[one, {dataset: one, confidence: {positive: .9}}]"],
-            "datasets: ['one', 'one'] must not name one twice with different thresholds",
-        ),
-        (["--cap", "5"], "cap: 5 needs balance: cap"),
-        (["--balance", "cap"], "cap: 0 must be at least 1"),
-        (["--num_workers", "0"], "num_workers: 0 must be at least 1"),
-        (["--seed", "one"], "seed: "),
-        (["--balance", "over"], "balance: "),
-        (["--confidence.positive", "1"], "confidence.positive: 1.0 is out of range [0, 1)"),
-        (["--confidence.positive", ".nan"], "confidence.positive: nan must be a finite number"),
-        (["--split.train", "0"], "split.train: 0.0 must be above 0"),
-        (["--split.val", "-0.1"], "split.val: -0.1 must be at least 0"),
-        (["--split.test", ".nan"], "split.test: nan must be a finite number"),
-        (["--split.test", ".inf"], "split.test: inf must be a finite number"),
-    ],
-)
-def test_a_setting_out_of_range_is_named(arguments, what):
-    given = ["--datasets", "[one]", "--view", "view", *arguments]
-    with pytest.raises(UserError) as caught:
-        load_config(CurateConfig, given, command="xmodal curate", description="")
-    assert caught.value.what.startswith(f"command line: {what}")
 
 
 def test_the_recipe_of_the_demo_loads_and_has_known_keys_alone():

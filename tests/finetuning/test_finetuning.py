@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launchers import ROOT, launch, losses, start, wait_for_step
+from launchers import ROOT, launch, losses, start_ranks, wait_for_ranks, wait_for_step
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
@@ -150,20 +149,21 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_bee
     crossvalidated, beginner, bright, tmp_path
 ):
     given = folds(beginner, bright, tmp_path)
-    process = start("deepspeed", given, CROSSVAL)
+    ranks = start_ranks([given] * 2, CROSSVAL)
     try:
         # In the second fold, past its first checkpoint.
-        wait_for_step(tmp_path / "fold-2", 4, [process])
+        wait_for_step(tmp_path / "fold-2", 4, ranks)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()  # until the last of its ranks has closed its output
+        for process in ranks:
+            process.kill()
+            process.communicate()
     # The first fold; more of them where this machine was busy with something else at that moment.
     done = [fold for fold in FOLDS if (tmp_path / fold / "predictions.csv").exists()]
     assert done[0] == "fold-1"
     before = [files_of(tmp_path / fold) for fold in done]
-    again = launch("deepspeed", given, CROSSVAL)
-    assert again.returncode == 0, again.stdout
-    assert "resuming at step" in again.stdout or "fold-2" in done
+    codes, outputs = wait_for_ranks(start_ranks([given] * 2, CROSSVAL))
+    assert codes == [0, 0], outputs
+    assert "resuming at step" in outputs[0] or "fold-2" in done
     assert [files_of(tmp_path / fold) for fold in done] == before
     for fold in FOLDS:
         assert weights(tmp_path / fold) == weights(crossvalidated / fold)
@@ -172,11 +172,11 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_bee
 
 
 def test_at_the_other_zero_stages_the_papers_head_learns_the_same(authors, bright, tmp_path):
-    for launcher, stage in (("torchrun", 0), ("deepspeed", 3)):
+    for num_ranks, stage in ((1, 0), (2, 3)):
         zero = f"--train.deepspeed=configs/deepspeed/zero{stage}.json"
         given = arguments(authors, bright, tmp_path / f"{stage}", "--num_folds=2", "--train.epochs=4", zero)
-        done = launch(launcher, given, CROSSVAL)
-        assert done.returncode == 0, done.stdout
+        codes, outputs = wait_for_ranks(start_ranks([given] * num_ranks, CROSSVAL))
+        assert codes == [0] * num_ranks, outputs
     before = load_file(authors / "model.safetensors")
     for fold in FOLDS[:2]:
         zero0, zero3 = tmp_path / "0" / fold, tmp_path / "3" / fold

@@ -1,12 +1,8 @@
-"""The streams: elastic over ranks and workers, exact when resumed, steady when pictures are damaged."""
+"""The streams: elastic over ranks and workers, and exact when resumed."""
 
 import multiprocessing
-import re
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +12,15 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from made_pictures import jpeg
+from streams import CONFIG, STEPS, assert_equal, assert_runs_equal, steps, train
 
 from shards.augment import AugmentConfig, eval_pixels
-from shards.batches import Batch, Normaliser
+from shards.batches import Normaliser
 from shards.errors import ConfigError, UserError
-from shards.stream import EvalStream, StreamConfig, TrainStream, padded_batches, told_of_lost_workers
+from shards.stream import EvalStream, StreamConfig
 from shards.view import View
 
 MakeView = Callable[..., View]
-CONFIG = StreamConfig(num_lanes=4, shards_per_block=2, num_workers=0, seed=11)
-# 41 samples to train: 10 a lane, so 5 steps of 8 an epoch, and one sample is left out.
-STEPS = 5
-
-
-def train(view: View, config: StreamConfig = CONFIG, **options: Any) -> TrainStream:
-    options = {"size": 16, "augment": AugmentConfig(color_jitter=0.2), "global_batch_size": 8} | options
-    return TrainStream(view, config=config, **options)
-
-
-def steps(stream: TrainStream, count: int) -> Iterator[list[Batch]]:
-    """The next `count` steps, over as many epochs as they take."""
-    while count:
-        for step in stream:
-            yield step
-            count -= 1
-            if not count:
-                return
-
-
-def joined(batches: list[Batch]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-    return (
-        [row for batch in batches for row in batch.rows.tolist()],
-        torch.cat([batch.pixels for batch in batches]),
-        torch.cat([batch.targets for batch in batches]),
-    )
-
-
-def assert_equal(one: list[Batch], other: list[Batch]) -> None:
-    """The same samples in the same order with the same pixels, however they are cut into batches."""
-    (rows, pixels, targets), (other_rows, other_pixels, other_targets) = joined(one), joined(other)
-    assert rows == other_rows
-    assert torch.equal(pixels, other_pixels)
-    assert torch.equal(targets, other_targets)
-
-
-def assert_runs_equal(one: list[list[Batch]], other: list[list[Batch]]) -> None:
-    assert len(one) == len(other)
-    for step, other_step in zip(one, other, strict=True):
-        assert_equal(step, other_step)
-
-
-def damage(view: View, rows: list[int], split: str = "train") -> list[str]:
-    """Overwrite the pictures of a split's rows within their committed tars. Returns their keys."""
-    table = view.split(split).rows
-    keys = []
-    for row in rows:
-        place = table.slice(row, 1).to_pylist()[0]
-        with open(Path(view.datasets[0].url, place["shard"]), "r+b") as file:
-            file.seek(place["image_offset"])
-            file.write(bytes(place["image_length"]))
-        keys.append(place["key"])
-    return keys
 
 
 def test_a_batch_holds_what_a_model_and_its_loss_take(view: View) -> None:
@@ -249,101 +193,6 @@ def test_the_number_of_workers_and_micro_batches_may_change_on_resume(view: View
     assert_runs_equal(list(resumed), unbroken[2:])
 
 
-def test_an_undecodable_picture_is_replaced_by_one_of_its_lane_and_counted(
-    view_copy: View, caplog: pytest.LogCaptureFixture
-) -> None:
-    before = list(train(view_copy))
-    stream = train(view_copy)
-    order = stream.order(0)
-    lanes = {int(row): lane for lane in range(4) for row in order.rows(lane, np.arange(order.samples_per_lane))}
-    bad = [before[0][0].rows.tolist()[3], before[2][0].rows.tolist()[0]]
-    keys = damage(view_copy, bad)
-    after = list(stream)
-    assert len(after) == STEPS
-    assert [damage.key for [batch] in after for damage in batch.damaged] == keys
-    assert stream.num_damaged == 2
-    assert all(
-        re.search(rf"\d\d\d\.tar: {key}: its bytes are not those that were indexed; replaced by", caplog.text)
-        for key in keys
-    )
-    for [old], [new] in zip(before, after, strict=True):
-        for place, (row, new_row) in enumerate(zip(old.rows.tolist(), new.rows.tolist(), strict=True)):
-            if row in bad:
-                assert new_row not in bad
-                assert lanes[new_row] == lanes[row]
-                assert new.pixels[place].any()
-            else:
-                assert new_row == row
-                assert torch.equal(new.pixels[place], old.pixels[place])
-        assert new.mask.all()
-
-
-def test_replacements_are_the_same_for_any_ranks_and_workers_and_after_a_resume(view_copy: View) -> None:
-    damage(view_copy, [2, 7, 19, 30])
-    config = replace(CONFIG, max_damaged_share=0.5)
-    expected = list(steps(train(view_copy, config), 2 * STEPS))
-    assert sum(len(batch.damaged) for step in expected for batch in step) >= 6
-    ranks = [
-        list(steps(train(view_copy, replace(config, num_workers=rank), rank=rank, world_size=2), 2 * STEPS))
-        for rank in range(2)
-    ]
-    assert_runs_equal([first + second for first, second in zip(*ranks, strict=True)], expected)
-    resumed = train(view_copy, config)
-    resumed.load_state_dict(resumed.state_dict() | {"epoch": 1, "step": 2})
-    assert_runs_equal(list(resumed), expected[STEPS + 2 :])
-
-
-def test_without_pixels_the_samples_are_the_same_and_pixels_can_be_had_again_in_another_epoch(view_copy: View) -> None:
-    bad = [2, 7, 19, 30]
-    damage(view_copy, bad)
-    config = replace(CONFIG, max_damaged_share=0.5)
-    expected = list(steps(train(view_copy, config, micro_batches=2), 3 * STEPS))
-    stream = train(view_copy, replace(config, num_workers=1), micro_batches=2)
-    stream.leave_out_pixels(np.isin(np.arange(41), bad))
-    found = list(steps(stream, 2 * STEPS))
-    for step, with_pixels in zip(found, expected[: 2 * STEPS], strict=True):
-        for batch, other in zip(step, with_pixels, strict=True):
-            assert batch.rows.tolist() == other.rows.tolist()
-            assert torch.equal(batch.targets, other.targets)
-            assert batch.pixels.shape == (4, 3, 0, 0)
-            assert batch.mask.all()
-            assert not batch.damaged
-    stream.read_pixels()
-    assert_runs_equal(list(stream), expected[2 * STEPS :])
-    stream.leave_out_pixels(np.ones(41, dtype=bool))
-    with pytest.raises(UserError, match="others of its lane are damaged"):
-        next(iter(stream))
-
-
-def test_more_undecodable_pictures_than_the_allowed_share_are_a_users_error(view_copy: View) -> None:
-    damage(view_copy, list(range(0, 41, 2)))
-    with pytest.raises(UserError, match=r"pictures are damaged, more than stream.max_damaged_share = 0.01") as caught:
-        list(train(view_copy))
-    assert "stream.max_damaged_share" in caught.value.remedy
-
-
-def test_a_share_that_is_allowed_is_no_error(view_copy: View) -> None:
-    damage(view_copy, list(range(0, 41, 2)))
-    stream = train(view_copy, replace(CONFIG, max_damaged_share=1))
-    assert len(list(stream)) == STEPS
-    assert stream.num_damaged > 10
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_lane_without_a_decodable_picture_is_a_users_error(view_copy: View, num_workers: int) -> None:
-    damage(view_copy, list(range(41)))
-    with pytest.raises(UserError, match="others of its lane are damaged") as caught:
-        list(train(view_copy, replace(CONFIG, num_workers=num_workers)))
-    assert "check the shards" in caught.value.remedy
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_shard_that_is_gone_is_a_users_error_that_names_it(view_copy: View, num_workers: int) -> None:
-    Path(view_copy.datasets[0].url, "000005.tar").unlink()
-    with pytest.raises(UserError, match=r"000005\.tar: this shard of the view is not there"):
-        list(train(view_copy, replace(CONFIG, num_workers=num_workers)))
-
-
 def test_too_few_samples_for_one_global_batch_are_a_users_error(view: View) -> None:
     with pytest.raises(UserError, match="41 samples in train do not fill a global batch of 44") as caught:
         train(view, global_batch_size=44)
@@ -386,74 +235,6 @@ def test_a_stream_setting_that_cannot_be_is_an_error_that_names_it(name: str, va
     with pytest.raises(ConfigError) as caught:
         StreamConfig(**{name: value})  # type: ignore[arg-type]
     assert caught.value.key == name
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_in_evaluation_every_sample_counts_exactly_once(view: View, world_size: int, batch_size: int) -> None:
-    streams = [
-        EvalStream(view, split="val", config=CONFIG, size=16, batch_size=batch_size, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    batches = [list(stream) for stream in streams]
-    assert {len(run) for run in batches} == {len(streams[0])}
-    counted = []
-    for batch in (batch for run in batches for batch in run):
-        assert batch.pixels.shape == (batch_size, 3, 16, 16)
-        assert torch.equal(batch.mask, batch.rows >= 0)
-        counted += batch.rows[batch.mask].tolist()
-    assert counted == list(range(11))
-
-
-def test_evaluation_pixels_and_targets_are_those_of_the_row(view: View) -> None:
-    rows = view.split("val").rows.to_pylist()
-    for batch in EvalStream(view, split="val", config=CONFIG, size=16, crop_share=0.9, batch_size=4):
-        for place, row in enumerate(batch.rows.tolist()):
-            if row < 0:
-                assert not batch.pixels[place].any()
-                continue
-            content = jpeg(44, 36, seed=int(rows[row]["key"][4:8]))
-            assert np.array_equal(batch.pixels[place].numpy(), eval_pixels(content, 16, 0.9))
-            assert torch.equal(batch.targets[place], torch.tensor(rows[row]["target"]))
-
-
-def test_evaluation_of_a_middle_part_loses_no_detail_to_scaled_decoding(view: View) -> None:
-    # Half of the shorter side is 18 pixels; a JPEG decoded at half its size would have 9 of them.
-    key = view.split("val").rows["key"][0].as_py()
-    [pixels, *_] = next(
-        iter(EvalStream(view, split="val", config=CONFIG, size=16, crop_share=0.5, batch_size=1))
-    ).pixels
-    whole = jpeg(44, 36, seed=int(key[4:8]))
-    assert np.array_equal(pixels.numpy(), eval_pixels(whole, 16, 0.5))
-
-
-def test_evaluation_with_workers_gives_the_same_batches(view: View) -> None:
-    expected = list(EvalStream(view, split="val", config=CONFIG, size=16, batch_size=4))
-    got = list(EvalStream(view, split="val", config=replace(CONFIG, num_workers=2), size=16, batch_size=4))
-    assert_runs_equal([[batch] for batch in got], [[batch] for batch in expected])
-
-
-def test_an_evaluation_stream_can_be_passed_over_again(view: View) -> None:
-    stream = EvalStream(view, split="val", config=CONFIG, size=16, batch_size=4)
-    assert_equal(list(stream), list(stream))
-
-
-def test_in_evaluation_an_undecodable_picture_is_masked_and_named(view_copy: View) -> None:
-    keys = damage(view_copy, [3], split="val")
-    batches = list(EvalStream(view_copy, split="val", config=CONFIG, size=16, batch_size=4))
-    assert [damage.key for batch in batches for damage in batch.damaged] == keys
-    assert [row for batch in batches for row in batch.rows[batch.mask].tolist()] == [0, 1, 2, *range(4, 11)]
-
-
-def test_padded_batches_are_equal_on_all_ranks_over_a_grid() -> None:
-    for num_samples in (0, 1, 7, 8, 9, 100):
-        for world_size in (1, 2, 3, 8):
-            for batch_size in (1, 4, 16):
-                ranks = [padded_batches(num_samples, batch_size, rank, world_size) for rank in range(world_size)]
-                assert all(len(one) == len(other) for one, other in pairwise(ranks))
-                assert {len(batch) for batches in ranks for batch in batches} <= {batch_size}
-                rows = [row for batches in ranks for batch in batches for row in batch]
-                assert [row for row in rows if row >= 0] == list(range(num_samples))
 
 
 def test_normalise_makes_what_the_mean_and_deviation_say() -> None:
@@ -519,12 +300,6 @@ def test_workers_go_on_from_epoch_to_epoch_and_end_when_the_stream_is_closed(vie
     assert not multiprocessing.active_children()  # at once: nobody waits for a collector of cycles
 
 
-def test_a_share_of_zero_makes_the_first_damaged_picture_an_error(view_copy: View) -> None:
-    [key] = damage(view_copy, [5])
-    with pytest.raises(UserError, match=rf"1 of \d+ pictures are damaged.*000000\.tar: {key}: its bytes are not"):
-        list(steps(train(view_copy, replace(CONFIG, max_damaged_share=0)), 2 * STEPS))
-
-
 def test_a_state_of_another_order_is_refused(view: View) -> None:
     state = train(view).state_dict()
     for other in (state | {"order_version": 0}, {name: state[name] for name in state if name != "order_version"}):
@@ -561,26 +336,3 @@ def test_batches_are_in_pinned_memory_on_a_machine_with_a_gpu(view: View, num_wo
         assert one.pixels.is_pinned()
         assert one.targets.is_pinned()
     stream.close()
-
-
-def test_a_batch_that_breaks_off_before_its_workers_end_is_told_is_a_lost_worker_too():
-    def tell(*_: Any) -> None:
-        # As torch's handler of SIGCHLD does.
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-
-    before = signal.signal(signal.SIGALRM, tell)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(UserError, match="a reading process has ended"), told_of_lost_workers():
-            exec(compile("raise ConnectionResetError", torch.utils.data.dataloader.__file__, "exec"))
-        # Nothing is left that would come in the midst of what follows.
-        time.sleep(0.2)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-
-
-def test_a_batch_that_breaks_off_and_whose_workers_end_is_not_told_is_a_lost_worker_too():
-    with pytest.raises(UserError, match="a reading process has ended"), told_of_lost_workers():
-        exec(compile("raise EOFError", torch.utils.data.dataloader.__file__, "exec"))
-    with pytest.raises(EOFError), told_of_lost_workers():
-        raise EOFError

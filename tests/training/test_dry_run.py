@@ -74,27 +74,26 @@ def test_no_step_can_be_selected_where_there_is_nothing_to_validate_on(tmp_path)
         prepare(config, open_view(str(view)), Ranks(rank=0, local_rank=0, world_size=1))
 
 
-@pytest.mark.parametrize(("launcher", "of_ranks"), [("python", ""), ("deepspeed", " of each of 2 ranks")])
-def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view, tmp_path, launcher, of_ranks):
+def test_a_step_that_cannot_fit_is_told_after_the_plan_and_not_tried(small_view, tmp_path):
     # Terabytes of activations: a million patches a picture, and an MLP of 64 times the width in each of 16 blocks.
     large = TINY_MODEL_ARGS | {"img_size": 8192, "mlp_ratio": 64, "depth": 16}
-    done = launch(
-        launcher, settings(small_view, tmp_path / "run", f"--student.model_args={json.dumps(large)}", "--dry-run")
-    )
-    assert done.returncode == 2, done.stdout
-    assert re.search(r"^ZeRO 3 ", done.stdout, re.MULTILINE)
-    told = re.findall(rf"xmodal: a step takes about \d+\.\d GiB{of_ranks}, and this machine has ", done.stdout)
-    assert len(told) == 1
-    assert "lower micro_batch_size" in done.stdout
-    assert "Traceback" not in done.stdout
-    assert "all steps" not in done.stdout
+    arguments = settings(small_view, tmp_path / "run", f"--student.model_args={json.dumps(large)}", "--dry-run")
+    codes, (first, second) = wait_for_ranks(start_ranks([arguments] * 2))
+    assert codes == [2, 2], first + second
+    assert re.search(r"^ZeRO 3 ", first, re.MULTILINE)
+    assert re.search(r"xmodal: a step takes about \d+\.\d GiB of each of 2 ranks, and this machine has ", first)
+    assert "lower micro_batch_size" in first
+    assert "all steps" not in first
+    assert "Traceback" not in first + second
+    assert "xmodal: " not in second
 
 
-def test_all_ranks_of_a_machine_share_its_memory():
-    require_memory(3.0, num_on_host=2, limit=6)
-    complaint = "a step takes about 3.0 GiB of each of 2 ranks, and this machine has 5.0 GiB"
+@pytest.mark.parametrize(("num_on_host", "of_ranks"), [(1, ""), (2, " of each of 2 ranks")])
+def test_all_ranks_of_a_machine_share_its_memory(num_on_host, of_ranks):
+    require_memory(3.0 * 2**30, num_on_host=num_on_host, limit=3 * num_on_host * 2**30)
+    complaint = f"a step takes about 3.0 GiB{of_ranks}, and this machine has {3 * num_on_host - 1}.0 GiB"
     with pytest.raises(UserError, match=re.escape(complaint)):
-        require_memory(3.0 * 2**30, num_on_host=2, limit=5 * 2**30)
+        require_memory(3.0 * 2**30, num_on_host=num_on_host, limit=(3 * num_on_host - 1) * 2**30)
 
 
 def test_ranks_of_a_dry_run_that_disagree_say_where(small_view, tmp_path):

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from launchers import free_port, launch, settings
+from launchers import free_port, launch, settings, train_in_turn
 from safetensors.torch import load_file, save_file
 
 from shards.errors import UserError
@@ -25,22 +25,27 @@ from xmodal.training.export import ExportConfig, export, find_checkpoint
 from xmodal.training.metrics_file import read_metrics
 
 
-def trained(view: Path, output: Path, *more: str) -> Path:
-    done = launch("python", settings(view, output, "--epochs=2", "--optimizer.lr=1e-2", *more))
-    assert done.returncode == 0, done.stdout
-    return output
+@pytest.fixture(scope="module")
+def runs(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two runs lie: `averaged`, and `plain` without a moving average."""
+    folder = tmp_path_factory.mktemp("runs")
+    plain, averaged = (
+        settings(small_view, folder / name, "--epochs=2", "--optimizer.lr=1e-2") for name in ("plain", "averaged")
+    )
+    train_in_turn(1, [plain, [*averaged, "--optimizer.ema_decay=0.9"]], folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def averaged(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def averaged(runs: Path) -> Path:
     """A run that keeps a moving average."""
-    return trained(small_view, tmp_path_factory.mktemp("averaged"), "--optimizer.ema_decay=0.9")
+    return runs / "averaged"
 
 
 @pytest.fixture(scope="module")
-def plain(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(runs: Path) -> Path:
     """The same run without one."""
-    return trained(small_view, tmp_path_factory.mktemp("plain"))
+    return runs / "plain"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

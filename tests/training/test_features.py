@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from launchers import launch, losses, settings, start_ranks, wait_for_ranks
+from launchers import launch, losses, settings, start_ranks, train_in_turn, wait_for_ranks
 from test_reference_run import MODEL_ARGS, float32_config
 
 from shards.batches import Normaliser
@@ -39,10 +39,10 @@ def test_two_ranks_learn_from_kept_features_what_one_learns_from_the_pictures(sm
     kept = "--keep_features=true", f"--feature_folder={tmp_path}/kept", "--micro_batch_size=4"
     zero3 = f"--deepspeed={float32_config(tmp_path, 3)}"
     two = settings(small_view, tmp_path / "features", *RECIPE, *kept, zero3)
+    done = launch("python", alone)
+    assert done.returncode == 0, done.stdout
     # Of 9 steps an epoch, broken off amid the second one.
-    for launcher, arguments in (("python", alone), ("deepspeed", [*two, "--max_steps=13"]), ("deepspeed", two)):
-        done = launch(launcher, arguments)
-        assert done.returncode == 0, done.stdout
+    train_in_turn(2, [[*two, "--max_steps=13"], two], tmp_path)
     assert losses(tmp_path / "features") == pytest.approx(losses(tmp_path / "pictures"), rel=1e-4)
     validated = [
         {line["step"]: line["kl"] for line in read_metrics(tmp_path / name) if line["kind"] == "validation"}

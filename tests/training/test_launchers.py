@@ -19,6 +19,7 @@ from launchers import (
     start,
     start_command,
     steps,
+    train_in_turn,
     wait_for_ranks,
 )
 from safetensors.torch import load_file
@@ -49,23 +50,45 @@ def alone(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize(
-    ("launcher", "stage"),
-    [("deepspeed", stage) for stage in ("0", "1", "2", "3", "3_offload")] + [("torchrun", "2")],
-)
-def test_two_ranks_learn_what_one_learns(alone, small_view, tmp_path, launcher, stage):
-    done = launch(launcher, settings(small_view, tmp_path, f"--deepspeed=configs/deepspeed/zero{stage}.json"))
-    assert done.returncode == 0, done.stdout
+STAGES = ("0", "1", "2", "3", "3_offload")
+"""Of ZeRO. 3 comes after the others: it changes torch itself, for the whole process."""
+
+
+def of_stage(view: Path, output: Path, stage: str, *more: str) -> list[str]:
+    return settings(view, output, f"--deepspeed=configs/deepspeed/zero{stage}.json", *more)
+
+
+@pytest.fixture(scope="module")
+def by_two_ranks(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of two ranks lie, each in a folder by its ZeRO stage."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    train_in_turn(2, [of_stage(small_view, folder / stage, stage) for stage in STAGES], folder)
+    return folder
+
+
+def assert_same_run(output: Path, alone: Path) -> None:
     # The same samples, so the losses differ by no more than bf16 arithmetic in another order: 3 digits.
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=3e-3)
-    assert len(losses(tmp_path)) == 158 // 16
+    assert losses(output) == pytest.approx(losses(alone), rel=3e-3)
+    assert len(losses(output)) == 158 // 16
     one, two = (
-        timm.create_model(f"local-dir:{output}/student", pretrained=True).state_dict() for output in (alone, tmp_path)
+        timm.create_model(f"local-dir:{folder}/student", pretrained=True).state_dict() for folder in (alone, output)
     )
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=3e-3, rtol=0.05)
         # What is exported are the full weights, not those that the forward pass rounds to bf16.
         assert two[name].numel() < 100 or not torch.equal(two[name], two[name].bfloat16().float())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_learn_what_one_learns(alone, by_two_ranks, stage):
+    assert_same_run(by_two_ranks / stage, alone)
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_two_ranks_of_a_launcher_learn_what_one_learns(alone, small_view, tmp_path, launcher):
+    done = launch(launcher, of_stage(small_view, tmp_path, "2"))
+    assert done.returncode == 0, done.stdout
+    assert_same_run(tmp_path, alone)
 
 
 def test_two_launchers_without_ssh_learn_what_one_process_learns(alone, small_view, tmp_path):
@@ -90,26 +113,27 @@ def test_a_compiled_student_learns_what_it_learns_as_it_is_and_keeps_the_names_o
     alone, small_view, tmp_path
 ):
     # Resumed without: neither the checkpoint nor the student knows of it.
-    arguments = settings(small_view, tmp_path, "--deepspeed=configs/deepspeed/zero2.json")
-    for more in (["--compile=true", "--max_steps=5"], []):
-        done = launch("python", [*arguments, *more])
-        assert done.returncode == 0, done.stdout
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=3e-3)
-    here, there = (load_file(output / "student" / "model.safetensors") for output in (tmp_path, alone))
+    arguments = of_stage(small_view, tmp_path / "run", "2")
+    train_in_turn(1, [[*arguments, "--compile=true", "--max_steps=5"], arguments], tmp_path)
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=3e-3)
+    here, there = (load_file(output / "student" / "model.safetensors") for output in (tmp_path / "run", alone))
     assert here.keys() == there.keys()
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_the_optimizer_has_taken_no_step_before_the_first(small_view, tmp_path, stage):
-    arguments = settings(
-        small_view, tmp_path, f"--deepspeed=configs/deepspeed/zero{stage}.json", "--max_steps=1", "--optimizer.lr=1e-2",
-        "--optimizer.warmup_share=0", "--optimizer.weight_decay=0",
-    )  # fmt: skip
-    done = launch("python", arguments)
-    assert done.returncode == 0, done.stdout
+@pytest.fixture(scope="module")
+def after_one_step(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs of one step lie, each in a folder by its ZeRO stage."""
+    folder = tmp_path_factory.mktemp("one-step")
+    more = ("--max_steps=1", "--optimizer.lr=1e-2", "--optimizer.warmup_share=0", "--optimizer.weight_decay=0")
+    train_in_turn(1, [of_stage(small_view, folder / stage, stage, *more) for stage in STAGES], folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_optimizer_has_taken_no_step_before_the_first(after_one_step, stage):
     torch.manual_seed(0)
     before = create_student(_tiny_student())
-    after = timm.create_model(f"local-dir:{tmp_path}/student", pretrained=True).state_dict()
+    after = timm.create_model(f"local-dir:{after_one_step / stage}/student", pretrained=True).state_dict()
     moved = torch.cat([(after[name] - weight).abs().flatten() for name, weight in before.state_dict().items()])
     # Adam's first step is the learning rate along each weight's gradient, whatever its size; a step counted
     # before it would make this one 0.74 of that.
@@ -166,17 +190,21 @@ def test_another_learning_rate_is_refused_on_resume(alone, small_view):
 
 
 def test_a_run_is_resumed_with_other_settings_that_do_not_shape_the_student(small_view, tmp_path):
-    assert launch("python", settings(small_view, tmp_path, "--epochs=2", "--max_steps=9")).returncode == 0
-    done = launch(
-        "python",
-        settings(
-            Path(f"{small_view}/"), tmp_path, "--epochs=2", "--micro_batch_size=8", "--stream.num_workers=1",
-            "--stream.max_damaged_share=0.5", "--student.gradient_checkpointing=true",
-        ),
+    output = tmp_path / "run"
+    others = (
+        "--micro_batch_size=8", "--stream.num_workers=1", "--stream.max_damaged_share=0.5",
+        "--student.gradient_checkpointing=true",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert "resuming at step 9 of 18" in done.stdout
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    (said,) = train_in_turn(
+        1,
+        [
+            settings(small_view, output, "--epochs=2", "--max_steps=9"),
+            settings(f"{small_view}/", output, "--epochs=2", *others),
+        ],
+        tmp_path,
+    )
+    assert "resuming at step 9 of 18" in said
+    events = EventAccumulator(str(output / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 19))
     assert [event.step for event in events.Scalars("validation/loss")] == [9, 18]
@@ -190,11 +218,9 @@ def test_a_run_that_is_beyond_max_steps_is_not_passed_off_as_one_of_so_many(alon
 
 
 def test_a_run_that_died_before_its_first_checkpoint_binds_the_next_one_to_nothing(small_view, tmp_path):
-    more = ("--max_steps=1", "--checkpoint_every_epochs=0")
-    assert launch("python", settings(small_view, tmp_path, *more)).returncode == 0
-    done = launch("python", settings(small_view, tmp_path, *more, "--optimizer.lr=0.01"))
-    assert done.returncode == 0, done.stdout
-    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["lr"] == 0.01
+    run = settings(small_view, tmp_path / "run", "--max_steps=1", "--checkpoint_every_epochs=0")
+    train_in_turn(1, [run, [*run, "--optimizer.lr=0.01"]], tmp_path)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["lr"] == 0.01
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
@@ -252,24 +278,19 @@ def _tiny_student() -> StudentConfig:
     return StudentConfig(model="vit_tiny_patch16_224", pretrained=False, model_args=TINY_MODEL_ARGS)
 
 
-@pytest.mark.parametrize(
-    ("model", "model_args"),
-    [
-        ("resnet10t", "{}"),  # has running statistics in its state dict
-        ("swin_tiny_patch4_window7_224", '{"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]}'),
-    ],
-)
-def test_models_with_buffers_train_and_export(small_view, tmp_path, model, model_args):
-    done = launch(
-        "python",
-        settings(
-            small_view,
-            tmp_path,
-            f"--student.model={model}",
-            f"--student.model_args={model_args}",
-            "--max_steps=2",
-            "--checkpoint_every_epochs=0",
-        ),
-    )
-    assert done.returncode == 0, done.stdout
-    assert timm.create_model(f"local-dir:{tmp_path}/student", pretrained=True).num_classes == 3
+WITH_BUFFERS = {
+    "resnet10t": "{}",  # has running statistics in its state dict
+    "swin_tiny_patch4_window7_224": '{"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": [1, 1, 1, 1]}',
+}
+"""Models, and their arguments."""
+
+
+def test_models_with_buffers_train_and_export(small_view, tmp_path):
+    few = ("--max_steps=2", "--checkpoint_every_epochs=0")
+    runs = [
+        settings(small_view, tmp_path / name, f"--student.model={name}", f"--student.model_args={arguments}", *few)
+        for name, arguments in WITH_BUFFERS.items()
+    ]
+    train_in_turn(1, runs, tmp_path)
+    for name in WITH_BUFFERS:
+        assert timm.create_model(f"local-dir:{tmp_path / name}/student", pretrained=True).num_classes == 3

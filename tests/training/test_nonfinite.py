@@ -1,11 +1,10 @@
 """Steps whose loss or gradients are not finite are skipped, counted and named, at any ZeRO stage in any precision."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from launchers import free_port, launch, settings, start_program, steps, wait_for_ranks
+from launchers import launch, settings, steps, train_in_turn
 from safetensors.torch import load_file
 from test_reference_run import float32_config
 from training_view import make_view, samples_of_step
@@ -40,14 +39,7 @@ def by_two_ranks(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         arguments.append(settings(view, folder / f"{precision}-{stage}", *more))
     without_limit = settings(view, folder / "without-limit", f"--deepspeed={float32_config(folder, 0)}")
     arguments.insert(0, [*without_limit, "--optimizer.max_grad_norm=0"])  # ZeRO 3 is last: it changes torch itself
-    (folder / "runs.json").write_text(json.dumps(arguments))
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    program = "tests/training_program.py", [str(folder / "runs.json")]
-    codes, outputs = wait_for_ranks(
-        [start_program(*program, RANK=str(rank), LOCAL_RANK=str(rank), **job) for rank in range(2)]
-    )
-    assert codes == [0, 0], outputs
-    return folder, key, outputs
+    return folder, key, train_in_turn(2, arguments, folder)
 
 
 @pytest.mark.parametrize("name", [*(f"{precision}-{stage}" for precision, stage in RUNS), "without-limit"])

@@ -1,4 +1,4 @@
-"""What the launcher's two ranks make, with all that a recipe may ask for, held against a plain loop in one process."""
+"""What two ranks make, with all that a recipe may ask for, held against a plain loop in one process."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from launchers import launch, settings, steps
+from launchers import launch, settings, steps, train_in_turn
 
 from shards.augment import AugmentConfig
 from shards.batches import Normaliser
@@ -119,37 +119,40 @@ def divergence(student: torch.nn.Module, folder: Path) -> float:
     return torch.nn.functional.kl_div(log_probabilities, batch.targets, reduction="batchmean").item()
 
 
-@pytest.mark.parametrize(
-    ("stage", "cut"),
-    [(1, 9), (2, None), (3, 13)],
-    ids=["zero1-resumed-where-all-begin-to-learn", "zero2", "zero3-resumed-amid"],
-)
-def test_two_ranks_make_the_moving_average_of_a_plain_loop_to_float32_accuracy(
-    reference, small_view, tmp_path, stage, cut
-):
-    arguments = settings(
-        small_view, tmp_path / "run", *RECIPE, f"--deepspeed={float32_config(tmp_path, stage)}", "--keep_checkpoints=1"
-    )
-    for more in [[f"--max_steps={cut}"], []] if cut else [[]]:
-        done = launch("deepspeed", [*arguments, *more])
-        assert done.returncode == 0, done.stdout
-    assert [line["loss"] for line in steps(tmp_path / "run")] == pytest.approx(reference["losses"], rel=1e-4)
-    student = load_student(str(tmp_path / "run" / "student"))
+CUTS = {1: 9, 2: None, 3: 13}
+"""ZeRO stage → after how many steps its run is broken off: where all begin to learn, and amid what follows."""
+MIXED = (
+    "--deepspeed=configs/deepspeed/zero2.json", "--epochs=3", "--frozen_epochs=1", "--micro_batch_size=4",
+    "--optimizer.lr=3e-3", "--mixup=0.3", "--augment.rand_augment=0.3", "--augment.min_crop_area=1",
+    "--loss.kind=mixed", "--loss.hard_share=0.5", "--loss.confidence_power=1", "--loss.class_weights=balanced",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_two_ranks(small_view: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of two ranks lie, each in a folder by its ZeRO stage; and `mixed`."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    runs = [settings(small_view, folder / "mixed", *MIXED)]
+    for stage, cut in CUTS.items():  # 3 is last: it changes torch itself, for the whole process
+        more = (f"--deepspeed={float32_config(folder, stage)}", "--keep_checkpoints=1")
+        arguments = settings(small_view, folder / str(stage), *RECIPE, *more)
+        runs += [[*arguments, f"--max_steps={cut}"], arguments] if cut else [arguments]
+    train_in_turn(2, runs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", CUTS)
+def test_two_ranks_make_the_moving_average_of_a_plain_loop_to_float32_accuracy(reference, by_two_ranks, stage):
+    output = by_two_ranks / str(stage)
+    assert [line["loss"] for line in steps(output)] == pytest.approx(reference["losses"], rel=1e-4)
+    student = load_student(str(output / "student"))
     assert len(reference["average"]) == len(list(student.parameters()))
     for name, weight in student.named_parameters():
         torch.testing.assert_close(weight.detach(), reference["average"][name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_two_ranks_learn_from_mixed_pictures_and_both_losses(small_view, tmp_path):
-    arguments = settings(
-        small_view, tmp_path, "--deepspeed=configs/deepspeed/zero2.json", "--epochs=3", "--frozen_epochs=1",
-        "--micro_batch_size=4", "--optimizer.lr=3e-3", "--mixup=0.3", "--augment.rand_augment=0.3",
-        "--augment.min_crop_area=1", "--loss.kind=mixed", "--loss.hard_share=0.5", "--loss.confidence_power=1",
-        "--loss.class_weights=balanced",
-    )  # fmt: skip
-    done = launch("deepspeed", arguments)
-    assert done.returncode == 0, done.stdout
-    validation = [line for line in read_metrics(tmp_path) if line["kind"] == "validation"]
+def test_two_ranks_learn_from_mixed_pictures_and_both_losses(by_two_ranks):
+    validation = [line for line in read_metrics(by_two_ranks / "mixed") if line["kind"] == "validation"]
     assert validation[-1]["loss"] < validation[0]["loss"] * 0.9
 
 
