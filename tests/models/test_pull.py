@@ -235,9 +235,7 @@ def test_a_killed_download_leaves_nothing_visible_and_is_gone_on_with(cache, ser
     assert not work.exists()
 
 
-def test_what_an_ended_pull_had_downloaded_is_not_taken_for_what_lies_elsewhere(
-    cache, server, keras_file, monkeypatch
-):
+def test_what_an_ended_pull_had_downloaded_is_not_taken_for_what_lies_elsewhere(cache, server, keras_file, monkeypatch):
     mirror, release = (FileServer(content) for content in (keras_file + b"\0", keras_file))
     mirrored, url = server.answer("mirrored.h5", mirror), server.answer("m.h5", release)
 

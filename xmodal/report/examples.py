@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 from scipy.stats import rankdata
@@ -54,7 +55,8 @@ def train_examples(view: View, num_per_class: int) -> list[ExampleGroup]:
     for number, name in enumerate(CLASSES):
         examples = []
         places = first_of_each_post((rows["key"][place].as_py(), place) for place in by_confidence(targets, number))
-        for row in rows.take(list(islice(places, num_per_class))).to_pylist():
+        chosen = pa.array(islice(places, num_per_class), pa.int64())  # of none, pyarrow would not know the type
+        for row in rows.take(chosen).to_pylist():
             storage = view.datasets[row["dataset"]]
             try:
                 content = storage.read_range(row["shard"], row["image_offset"], row["image_length"])
