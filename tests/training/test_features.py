@@ -101,9 +101,7 @@ def test_what_another_run_has_looked_at_is_not_looked_at_again(small_view, tmp_p
         config = StreamConfig(num_lanes=8, num_workers=0)
         return EvalStream(view, split="train", config=config, size=32, batch_size=16, rows=rows)
 
-    def read(
-        count: int, store: FeatureStore | None, goes_on: Callable[[], bool] = lambda: True
-    ) -> Features | None:
+    def read(count: int, store: FeatureStore | None, goes_on: Callable[[], bool] = lambda: True) -> Features | None:
         return read_features(
             Engine(model),
             stream_of,
