@@ -42,6 +42,7 @@ def make_tar(path: Path, members: dict[str, bytes]) -> Path:
             archive.addfile(info, io.BytesIO(content))
     return path
 
+
 def test_the_polarity_table_is_read_by_code_point_from_20_uses_on() -> None:
     columns = ("Unicode codepoint", "Occurrences", "Negative", "Neutral", "Positive")
     rows = [

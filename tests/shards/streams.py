@@ -64,4 +64,3 @@ def damage(view: View, rows: list[int], split: str = "train") -> list[str]:
             file.write(bytes(place["image_length"]))
         keys.append(place["key"])
     return keys
-
