@@ -42,7 +42,6 @@ def main() -> None:
     parser.add_argument("--model", help="hub name or folder; without it, a made model of random weights")
     parser.add_argument("--threads", type=int, help="of torch; by default as many as it takes itself")
     parser.add_argument("--quick", action="store_true", help="1,000 texts and 5 rounds instead of up to 10,000 and 7")
-    parser.add_argument("--num-texts", type=int, help="of a round, at most")
     parser.add_argument("--rounds", type=int, help="instead of 7 (or 5)")
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
@@ -50,7 +49,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    num_texts = arguments.num_texts or (1000 if arguments.quick else 10_000)
+    num_texts = 1000 if arguments.quick else 10_000
     rounds = arguments.rounds or (5 if arguments.quick else 7)
     texts = (posts_texts(arguments.posts) if arguments.posts else made_texts())[:num_texts]
     with tempfile.TemporaryDirectory(prefix="teach-") as folder:
